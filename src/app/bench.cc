@@ -1,0 +1,211 @@
+#include "app/bench.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "app/exit_codes.h"
+#include "app/session.h"
+#include "base/bounded_queue.h"
+#include "core/reasons.h"
+
+namespace shoal {
+namespace {
+
+double Seconds(Nanos time) { return std::chrono::duration<double>(time).count(); }
+
+double Quantile(std::vector<double> values, double q) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+// Bytes a second that `threads` threads read from memory: the bound of decoding, which reads all weights once a step.
+double ReadBandwidth(int threads) {
+  constexpr size_t kBytes = 512u << 20;
+  constexpr size_t kHugePage = 2u << 20;
+  using Vector [[gnu::vector_size(64)]] = uint64_t;
+  std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(kHugePage, kBytes), &std::free);
+  if (!memory) return 0;
+  madvise(memory.get(), kBytes, MADV_HUGEPAGE);
+  std::memset(memory.get(), 1, kBytes);
+  const auto* data = static_cast<const Vector*>(memory.get());
+  const size_t part = kBytes / sizeof(Vector) / static_cast<size_t>(threads);
+  double best = 0;
+  for (int round = 0; round < 5; ++round) {
+    std::atomic<uint64_t> total = 0;  // makes the sums used
+    const Time begin = Now();
+    {
+      std::vector<std::jthread> readers;
+      for (int t = 0; t < threads; ++t)
+        readers.emplace_back([&, t] {
+          const Vector* at = data + part * static_cast<size_t>(t);
+          // Four streams at once, prefetched: one stream alone leaves a core's bandwidth unused.
+          Vector sums[4] = {};
+          const size_t stream = part / 4;
+          for (size_t i = 0; i + 4 <= stream; i += 4)
+            for (size_t k = 0; k < 4; ++k)
+              for (size_t j = 0; j < 4; ++j) {
+                __builtin_prefetch(at + k * stream + i + j + 64);
+                sums[j] += at[k * stream + i + j];
+              }
+          total += (sums[0] + sums[1] + sums[2] + sums[3])[0];
+        });
+    }
+    best = std::max(best, static_cast<double>(kBytes) / Seconds(Now() - begin));
+  }
+  return best;
+}
+
+struct Timeline {
+  std::vector<Time> tokens;  // when each generated token arrived
+  Time submitted;
+};
+
+// Submits `count` requests at once and waits for all.
+Result<std::vector<Timeline>> Load(Engine& engine, int count, int prompt, int generate, uint64_t salt) {
+  // Shared with the sinks: when a later request is refused, those before it still run.
+  struct Run {
+    explicit Run(size_t size) : lines(size), ends(size) {}
+    std::vector<Timeline> lines;
+    BoundedQueue<std::optional<Error>> ends;
+  };
+  const auto run = std::make_shared<Run>(static_cast<size_t>(count));
+  uint64_t state = 0x9e3779b97f4a7c15ull * (salt + 1);
+  for (auto& line : run->lines) {
+    Request request;
+    request.id = "bench";
+    for (int i = 0; i < prompt; ++i) {
+      state = state * 6364136223846793005ull + 1442695040888963407ull;
+      request.prompt.push_back(static_cast<TokenId>((state >> 33) % static_cast<uint64_t>(engine.spec().n_vocab)));
+    }
+    request.max_tokens = generate;
+    request.ignore_eos = true;
+    request.sampling.temperature = 0;
+    line.submitted = Now();
+    SHOAL_ASSIGN([[maybe_unused]] const auto handle, engine.Submit(std::move(request), [run, &line](Delta delta) {
+      const Time now = Now();
+      for (size_t i = 0; i < delta.tokens.size(); ++i) line.tokens.push_back(now);
+      if (delta.finish) (void)run->ends.TryPush(std::move(delta.error));
+    }));
+  }
+  for (int i = 0; i < count; ++i) {
+    auto end = run->ends.PopBefore({Time::max()});
+    if (end && *end) return std::unexpected(**end);
+  }
+  return std::move(run->lines);
+}
+
+struct Figures {
+  double prefill = 0, decode = 0, first_token = 0;
+  double step_p50 = 0, step_p99 = 0;
+};
+
+// The tokens that arrived while every sequence was decoding, over that time.
+void MeasureDecode(const std::vector<Timeline>& lines, Figures& figures) {
+  Time begin{}, end = Time::max();
+  for (const auto& line : lines) {
+    begin = std::max(begin, line.tokens.front());
+    end = std::min(end, line.tokens.back());
+  }
+  double tokens = 0;
+  std::vector<double> gaps;
+  for (const auto& line : lines)
+    for (size_t i = 1; i < line.tokens.size(); ++i) {
+      if (line.tokens[i] > begin && line.tokens[i] <= end) ++tokens;
+      gaps.push_back(Seconds(line.tokens[i] - line.tokens[i - 1]));
+    }
+  figures.decode = end > begin ? tokens / Seconds(end - begin) : 0;
+  figures.step_p50 = Quantile(gaps, 0.5);
+  figures.step_p99 = Quantile(gaps, 0.99);
+}
+
+Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
+  Figures figures;
+  SHOAL_RETURN_IF_ERROR(Load(engine, 1, std::min(flags.prompt, 16), 2, 0));  // touch every weight once
+  std::vector<double> first;
+  for (int round = 0; round < flags.rounds; ++round) {
+    SHOAL_ASSIGN(const auto lines, Load(engine, 1, flags.prompt, 1, 100 + static_cast<uint64_t>(round)));
+    first.push_back(Seconds(lines[0].tokens.front() - lines[0].submitted));
+  }
+  figures.first_token = Quantile(first, 0.5);
+  figures.prefill = flags.prompt / figures.first_token;
+  std::vector<Figures> rounds;
+  for (int round = 0; round < flags.rounds && flags.generate > 1; ++round) {
+    SHOAL_ASSIGN(const auto lines, Load(engine, flags.sequences, std::min(flags.prompt, 32), flags.generate,
+                                        200 + static_cast<uint64_t>(round)));
+    MeasureDecode(lines, figures);
+    rounds.push_back(figures);
+  }
+  if (rounds.empty()) return figures;
+  std::sort(rounds.begin(), rounds.end(), [](const Figures& a, const Figures& b) { return a.decode < b.decode; });
+  return rounds[rounds.size() / 2];
+}
+
+void Print(const BenchFlags& flags, const Session& session, const Figures& figures, double bandwidth) {
+  uint64_t weights = 0;
+  for (const auto& rank : session.engine->group().ranks) weights += rank.weight_bytes;
+  // One step of a batch reads every weight once (a dense model): no decoder can be faster than this.
+  const double bound = bandwidth / static_cast<double>(weights) * flags.sequences;
+  nlohmann::ordered_json json = {{"model", session.engine->spec().name},
+                                 {"kernel", session.engine->group().kernel},
+                                 {"threads", session.engine->group().ranks.front().threads},
+                                 {"workers", flags.engine.workers},
+                                 {"sequences", flags.sequences},
+                                 {"prompt", flags.prompt},
+                                 {"generate", flags.generate},
+                                 {"prefill_tokens_per_s", figures.prefill},
+                                 {"decode_tokens_per_s", figures.decode},
+                                 {"time_to_first_token_ms", figures.first_token * 1e3},
+                                 {"step_ms_p50", figures.step_p50 * 1e3},
+                                 {"step_ms_p99", figures.step_p99 * 1e3},
+                                 {"load_ms", Seconds(session.load_time) * 1e3},
+                                 {"weight_bytes", weights},
+                                 {"bounds", {{"read_bytes_per_s", bandwidth}, {"decode_tokens_per_s", bound}}}};
+  if (flags.json) {
+    std::cout << json.dump() << std::endl;
+    return;
+  }
+  std::printf("%s\n", Summary(session.engine->spec()).c_str());
+  std::printf("  prefill   %9.1f tokens/s   (%d tokens, first token after %.1f ms)\n", figures.prefill, flags.prompt,
+              figures.first_token * 1e3);
+  std::printf("  decode    %9.1f tokens/s   (%d sequences together; a step takes %.2f ms p50, %.2f ms p99)\n",
+              figures.decode, flags.sequences, figures.step_p50 * 1e3, figures.step_p99 * 1e3);
+  std::printf("  bound     %9.1f tokens/s   (%.2f GB of weights read at %.1f GB/s: %.0f %% of it reached)\n", bound,
+              static_cast<double>(weights) / 1e9, bandwidth / 1e9, figures.decode / bound * 100);
+}
+
+}  // namespace
+
+int BenchCommand(const BenchFlags& flags) {
+  setenv("SHOAL_LOG", "warn", 0);  // for the worker processes too
+  EngineFlags engine = flags.engine;
+  // The machine is measured, not how well random text can be guessed or remembered.
+  engine.speculate = false;
+  engine.prefix_cache = false;
+  engine.sequences = std::max(engine.sequences, flags.sequences);
+  auto session = StartSession(engine);
+  if (!session) return ReportError(session.error());
+  if (const int context = (*session)->engine->spec().context_length;
+      flags.prompt + 1 > context || 32 + flags.generate > context)
+    return ReportError(MakeError(
+        Code::kInvalidArgument, reasons::kUsage,
+        "the model's context of " + std::to_string(context) + " tokens is too small for --prompt and --generate"));
+  auto figures = Measure(*(*session)->engine, flags);
+  if (!figures) return ReportError(figures.error());
+  int threads = 0;
+  for (const auto& rank : (*session)->engine->group().ranks) threads += rank.threads;
+  Print(flags, **session, *figures, ReadBandwidth(threads));
+  return kExitOk;
+}
+
+}  // namespace shoal

@@ -1,0 +1,57 @@
+// What: the shard of one rank: its packed weights, its KV cache, and the forward pass over a batch of rows. This one computes
+// with our kernels on the CPU; row-parallel sums meet the other ranks in Collective.
+// Owns: weights, KV store, compute threads.
+// Threads: one thread calls Forward at a time.
+// Limits: kMaxStepRows rows a call.
+// Fails: collective errors; kOutOfMemory at load.
+// Reads next: compute/kernels/linear.h, comm/collective.h, core/model_spec.h.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+#include "comm/collective.h"
+#include "compute/kernels/attention.h"
+#include "core/ids.h"
+#include "core/limits.h"
+#include "core/model_spec.h"
+#include "core/shard_plan.h"
+#include "model/tensor_source.h"
+
+namespace shoal {
+
+// Rows of a step: tokens[i] belongs to the segment that covers row i.
+struct RowBatch {
+  std::span<const TokenId> tokens;
+  std::span<const kernels::Segment> segments;  // cover all rows, in order
+  std::span<const int32_t> logit_rows;         // ascending rows whose logits are wanted; may be empty
+};
+
+struct ExecutorOptions {
+  int threads = 1;
+  size_t meeting_bytes =
+      limits::kMaxFrameBytes;  // that one rank brings to a meeting at most, but for one row; less in tests
+};
+
+class Executor {
+ public:
+  // plan.ranks[collective.rank()] is this rank's share; plan.kv_blocks the size of the KV pool.
+  static Result<std::unique_ptr<Executor>> Load(const ModelSpec& spec, TensorSource& source, const ShardPlan& plan,
+                                                Collective& collective, const ExecutorOptions& options);
+  virtual ~Executor() = default;
+
+  // Writes the rows' K and V into the cache and returns logits [logit_rows.size(), n_vocab] on rank 0, empty on the others.
+  // The span is valid until the next call.
+  virtual Result<std::span<const float>> Forward(const RowBatch& batch) = 0;
+
+  virtual size_t weight_bytes() const = 0;  // resident, packed
+  virtual size_t kv_bytes() const = 0;
+};
+
+// KV bytes of one block (kBlockTokens positions, all layers) on the rank with `share`: how the pool is sized.
+size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share);
+
+}  // namespace shoal

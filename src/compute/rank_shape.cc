@@ -1,0 +1,64 @@
+#include "compute/rank_shape.h"
+
+#include <algorithm>
+
+#include "base/checked.h"
+#include "compute/executor.h"
+#include "core/limits.h"
+
+namespace shoal {
+namespace {
+
+UnitRange FfnColumns(int64_t width, SliceRun run) {
+  const auto blocks = UnitsOf(run, FfnUnits(width));
+  return {std::min(width, blocks.first * kFfnBlock), std::min(width, blocks.last * kFfnBlock)};
+}
+
+}  // namespace
+
+LayerShape ShapeOf(const ModelSpec& spec, const LayerSpec& layer, SliceRun run) {
+  LayerShape shape;
+  shape.group = layer.heads / layer.kv_heads;
+  shape.heads = UnitsOf(run, layer.heads);
+  const int64_t group = shape.group;
+  if (shape.heads.count() > 0) shape.kv_heads = {shape.heads.first / group, CeilDiv(shape.heads.last, group)};
+  shape.own_kv = {CeilDiv(shape.heads.first, group), CeilDiv(shape.heads.last, group)};
+  shape.columns = FfnColumns(layer.experts ? spec.n_ff_expert : layer.n_ff, run);
+  if (layer.experts) shape.shared = FfnColumns(spec.n_ff_shared, run);
+  return shape;
+}
+
+kernels::KLayout HeadsLayout(const ModelSpec& spec, const LayerSpec& layer, SliceRun run) {
+  return kernels::KLayout::Sliced(run, layer.heads, spec.head_dim_v, int64_t{layer.heads} * spec.head_dim_v);
+}
+
+kernels::KLayout FfnLayout(int64_t width, SliceRun run) {
+  return kernels::KLayout::Sliced(run, FfnUnits(width), kFfnBlock, width);
+}
+
+kernels::KLayout SplitSlices(kernels::KLayout layout) {
+  layout.subtrees.clear();
+  for (auto& slice : layout.slices) {
+    slice.subtree = static_cast<int>(layout.subtrees.size());
+    layout.subtrees.push_back({slice.index, 1});
+  }
+  return layout;
+}
+
+ReduceShares SharesOf(const ShardPlan& plan, int64_t units) {
+  ReduceShares shares;
+  for (const auto& rank : plan.ranks) shares.subtrees.push_back(MaximalSubtrees(rank.slices, units));
+  return shares;
+}
+
+size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share) {
+  size_t bytes = 0;
+  for (const auto& layer : spec.layers) {
+    const auto kv_heads = static_cast<size_t>(ShapeOf(spec, layer, share.slices).kv_heads.count());
+    bytes +=
+        kv_heads * limits::kBlockTokens * static_cast<size_t>(spec.head_dim_k + spec.head_dim_v) * sizeof(uint16_t);
+  }
+  return bytes;
+}
+
+}  // namespace shoal

@@ -1,0 +1,42 @@
+// What: a group of ranks that together hold one replica of the model, as the engine sees it: a plan goes in, a result comes
+// out. Back ends: in this process (engine/local_group), worker processes (engine/remote_group), pretend (sim/pretend_group).
+// Threads: one thread (the engine's) calls Start and Wait, alternating, and Check in between.
+// Fails: after an error the group is closed for good.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "core/shard_plan.h"
+#include "core/step.h"
+
+namespace shoal {
+
+struct RankInfo {
+  std::string node;         // "local", or the worker's name
+  size_t weight_bytes = 0;  // resident
+  size_t kv_bytes = 0;
+  int threads = 1;
+};
+
+struct GroupInfo {
+  ShardPlan plan;
+  std::vector<RankInfo> ranks;
+  std::string kernel;  // compute/kernels TargetName() of all ranks
+};
+
+class Group {
+ public:
+  virtual ~Group() = default;
+  // Hands the plan to all ranks; returns without waiting for them.
+  virtual Status Start(const StepPlan& plan) = 0;
+  // The result of the started step.
+  virtual Result<StepResult> Wait(Deadline deadline) = 0;
+  // Between steps, every now and then: whether all ranks are still there. Does not wait for them.
+  virtual Status Check() { return {}; }
+  virtual const GroupInfo& info() const = 0;
+};
+
+}  // namespace shoal

@@ -1,0 +1,74 @@
+// What: one rank: it carries out StepPlans on its shard. It keeps each sequence's tokens and block table; the plan brings
+// only what is new, and a drawn token is told to all ranks of the group by a broadcast, so that the next plan may be on its
+// way before the head has seen the result.
+// Owns: the executor (weights, KV cache) and the sequences' state. Borrows the collective.
+// Threads: one.
+// Limits: kMaxStepRows rows and kMaxStepSequences sequences a step.
+// Fails: a plan that contradicts what the rank holds is kBadFrame and computes nothing; collective and executor errors pass
+// through. After an error the rank's state is not to be used again.
+// Reads next: compute/executor.h, core/step.h.
+#pragma once
+
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "base/result.h"
+#include "comm/collective.h"
+#include "compute/executor.h"
+#include "core/model_spec.h"
+#include "core/shard_plan.h"
+#include "core/step.h"
+
+namespace shoal {
+
+class Rank {
+ public:
+  static Result<std::unique_ptr<Rank>> Load(const ModelSpec& spec, TensorSource& source, const ShardPlan& plan,
+                                            Collective& collective, const ExecutorOptions& options);
+
+  // Rank 0 returns the drawn tokens; the others return an empty result with the step's number.
+  Result<StepResult> Execute(const StepPlan& plan);
+
+  const Executor& executor() const { return *executor_; }
+
+ private:
+  struct Sequence {
+    std::vector<TokenId> tokens;
+    int prompt_length = 0;
+    SamplingParams sampling;
+    std::vector<TokenId> forbidden;
+    std::vector<BlockId> blocks;
+    StepId laid_out = 0;  // the last step that had rows of it
+  };
+
+  // What a row's logits are for.
+  struct LogitUse {
+    SequenceId id = 0;
+    int row = 0;          // in the step
+    int position = 0;     // of the token that the logits are about
+    bool sample = false;  // else: log-probabilities of the prompt token at `position`
+    TokenId guess = -1;   // what the draft says the sampled token is; -1: nothing
+  };
+
+  Rank(const ModelSpec& spec, int kv_blocks, Collective& collective, std::unique_ptr<Executor> executor);
+  Status TakeStarts(const StepPlan& plan);
+  Status LayOut(const StepPlan& plan);
+  void Draw(std::span<const float> logits, StepResult& result);
+  Status ShareTokens();
+
+  const int n_vocab_;
+  const int kv_blocks_;
+  Collective& collective_;
+  std::unique_ptr<Executor> executor_;
+  std::unordered_map<SequenceId, Sequence> sequences_;
+
+  // The step being carried out; kept to reuse the memory.
+  std::vector<TokenId> tokens_;
+  std::vector<kernels::Segment> segments_;
+  std::vector<LogitUse> uses_;
+  std::vector<int32_t> logit_rows_;
+  std::vector<TokenId> drawn_;  // one per sampled row; -1: nothing was drawn from it
+};
+
+}  // namespace shoal

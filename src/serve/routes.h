@@ -1,0 +1,26 @@
+// What: the table of everything the server answers.
+#pragma once
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "serve/completions.h"
+#include "serve/metrics.h"
+#include "serve/router.h"
+
+namespace shoal::serve {
+
+// What handlers may look at. All of it outlives them.
+struct Service {
+  Engine& engine;
+  Metrics& metrics;
+  ModelContext model;
+  int64_t created = 0;  // unix time
+  std::atomic<bool> draining = false;
+};
+
+std::vector<Route> MakeRoutes(Service& service);
+
+}  // namespace shoal::serve
