@@ -108,6 +108,7 @@ Result<std::vector<Timeline>> Load(Engine& engine, int count, int prompt, int ge
 struct Figures {
   double prefill = 0, decode = 0, first_token = 0;
   double step_p50 = 0, step_p99 = 0;
+  std::vector<double> busy;  // [rank]: share of the decode rounds that it computed
 };
 
 // The tokens that arrived while every sequence was decoding, over that time.
@@ -129,6 +130,14 @@ void MeasureDecode(const std::vector<Timeline>& lines, Figures& figures) {
   figures.step_p99 = Quantile(gaps, 0.99);
 }
 
+void MeasureBusy(const Engine& engine, const decltype(EngineStats::rank_busy_ns)& before, Nanos time,
+                 Figures& figures) {
+  const auto after = engine.Stats().rank_busy_ns;
+  figures.busy.clear();
+  for (size_t r = 0; r < engine.group().ranks.size(); ++r)
+    figures.busy.push_back(static_cast<double>(after[r] - before[r]) / static_cast<double>(time.count()));
+}
+
 Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
   Figures figures;
   SHOAL_RETURN_IF_ERROR(Load(engine, 1, std::min(flags.prompt, 16), 2, 0));  // touch every weight once
@@ -141,9 +150,12 @@ Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
   figures.prefill = flags.prompt / figures.first_token;
   std::vector<Figures> rounds;
   for (int round = 0; round < flags.rounds && flags.generate > 1; ++round) {
+    const auto busy_before = engine.Stats().rank_busy_ns;
+    const Time begin = Now();
     SHOAL_ASSIGN(const auto lines, Load(engine, flags.sequences, std::min(flags.prompt, 32), flags.generate,
                                         200 + static_cast<uint64_t>(round)));
     MeasureDecode(lines, figures);
+    MeasureBusy(engine, busy_before, Now() - begin, figures);
     rounds.push_back(figures);
   }
   if (rounds.empty()) return figures;
@@ -168,6 +180,8 @@ void Print(const BenchFlags& flags, const Session& session, const Figures& figur
                                  {"time_to_first_token_ms", figures.first_token * 1e3},
                                  {"step_ms_p50", figures.step_p50 * 1e3},
                                  {"step_ms_p99", figures.step_p99 * 1e3},
+                                 {"stages", flags.engine.stages},
+                                 {"busy", figures.busy},
                                  {"load_ms", Seconds(session.load_time) * 1e3},
                                  {"weight_bytes", weights},
                                  {"bounds", {{"read_bytes_per_s", bandwidth}, {"decode_tokens_per_s", bound}}}};
@@ -182,6 +196,10 @@ void Print(const BenchFlags& flags, const Session& session, const Figures& figur
               figures.decode, flags.sequences, figures.step_p50 * 1e3, figures.step_p99 * 1e3);
   std::printf("  bound     %9.1f tokens/s   (%.2f GB of weights read at %.1f GB/s: %.0f %% of it reached)\n", bound,
               static_cast<double>(weights) / 1e9, bandwidth / 1e9, figures.decode / bound * 100);
+  if (figures.busy.size() < 2) return;
+  std::printf("  busy     ");
+  for (const double busy : figures.busy) std::printf(" %8.0f %%", busy * 100);
+  std::printf("   (share of the time that each rank computed)\n");
 }
 
 }  // namespace

@@ -64,6 +64,9 @@ void AddEngineFlags(CLI::App* command, EngineFlags& flags) {
       ->check(CLI::Range(1, limits::kMaxThreads));
   Flag(command, "--workers", flags.workers, "split the model over this many local worker processes")
       ->check(CLI::Range(0, limits::kMaxRanks));
+  Flag(command, "--stages", flags.stages, "pipeline stages that the workers form; each is split over its workers")
+      ->check(CLI::Range(1, limits::kMaxRanks))
+      ->capture_default_str();
   Flag(command, "--shares", flags.shares, "weights of the workers, e.g. 3,1 (default: equal)")
       ->delimiter(',')
       ->check(Between(1e-6, 1e6));
@@ -126,6 +129,10 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
       ->check(CLI::Range(1, limits::kMaxThreads));
   Flag(command, "--workers", flags.engine.workers, "split the model over this many local worker processes")
       ->check(CLI::Range(0, limits::kMaxRanks));
+  Flag(command, "--stages", flags.engine.stages,
+       "pipeline stages that the workers form; each is split over its workers")
+      ->check(CLI::Range(1, limits::kMaxRanks))
+      ->capture_default_str();
   Flag(command, "--shares", flags.engine.shares, "weights of the workers, e.g. 3,1 (default: equal)")
       ->delimiter(',')
       ->check(Between(1e-6, 1e6));

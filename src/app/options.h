@@ -14,6 +14,7 @@ struct EngineFlags {
   std::string model;
   int threads = 0;             // per rank; 0 = the machine's cores, shared out over local workers
   int workers = 0;             // local worker processes; 0 = inside this process
+  int stages = 1;              // pipeline stages that the workers form; each is tensor parallel over its workers
   int wait_for = 0;            // workers from elsewhere to wait for (`shoal worker --join`)
   std::vector<double> shares;  // weights of the workers; empty = equal
   int step_rows = 256;         // tokens in one step: prompts are computed in chunks of at most this

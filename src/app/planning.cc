@@ -6,12 +6,22 @@
 #include "compute/executor.h"
 #include "core/limits.h"
 #include "core/reasons.h"
-#include "plan/tensor_parallel.h"
+#include "plan/split.h"
 
 namespace shoal {
 namespace {
 
-PlanModel ModelFacts(const ModelSpec& spec) { return {spec.n_layers, spec.context_length, MaxUsefulRanks(spec)}; }
+uint64_t BytesOf(const TensorRef& tensor) { return tensor ? tensor.row_bytes * static_cast<uint64_t>(tensor.rows) : 0; }
+
+// Bytes stand for cost: decoding reads each weight once a step.
+PlanModel ModelFacts(const ModelSpec& spec) {
+  const uint64_t output = BytesOf(spec.output.weight);
+  const bool tied = spec.output.weight.tensor == spec.embedding.tensor;
+  const uint64_t ends = BytesOf(spec.embedding) + (tied ? 0 : output);
+  const double layer = static_cast<double>(spec.tensor_bytes - std::min(ends, spec.tensor_bytes)) / spec.n_layers;
+  return {spec.n_layers, spec.context_length, MaxUsefulRanks(spec),
+          layer > 0 ? static_cast<double>(output) / layer : 0};
+}
 
 std::string Size(uint64_t bytes) {
   char text[32];
@@ -21,7 +31,9 @@ std::string Size(uint64_t bytes) {
 
 // What the rank's weights leave of its node's memory.
 Result<uint64_t> RestOf(const NodeFacts& node, const ModelSpec& spec, const RankShare& share) {
-  const uint64_t weights = spec.tensor_bytes / kSlices * static_cast<uint64_t>(share.slices.size());
+  const auto layers = static_cast<uint64_t>(share.last_layer - share.first_layer);
+  const uint64_t weights = spec.tensor_bytes / static_cast<uint64_t>(spec.n_layers) * layers / kSlices *
+                           static_cast<uint64_t>(share.slices.size());
   if (weights >= node.memory)
     return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
                 node.name + " has too little memory for its share of the model",
@@ -35,7 +47,7 @@ Result<ShardPlan> MakePlan(const ModelSpec& spec, const std::vector<NodeFacts>& 
   std::vector<PlanNode> shares;
   for (size_t i = 0; i < nodes.size(); ++i)
     shares.push_back({nodes[i].name, flags.shares.empty() ? 1.0 : flags.shares[i], 0});
-  SHOAL_ASSIGN(ShardPlan plan, PlanTensorParallel(ModelFacts(spec), shares));
+  SHOAL_ASSIGN(ShardPlan plan, PlanSplit(ModelFacts(spec), shares, flags.stages));
   std::vector<uint64_t> block_bytes;
   for (size_t r = 0; r < nodes.size(); ++r) {
     SHOAL_ASSIGN(const uint64_t rest, RestOf(nodes[r], spec, plan.ranks[r]));

@@ -1,7 +1,7 @@
 // What: from what the nodes have to what each computes: whether a rank's weights fit into its node's memory, and how much
 // of the rest its KV cache may take.
-// Fails: kOutOfMemory naming the node that is too small; as plan/tensor_parallel.h.
-// Reads next: plan/tensor_parallel.h.
+// Fails: kOutOfMemory naming the node that is too small; as plan/split.h.
+// Reads next: plan/split.h.
 #pragma once
 
 #include <cstdint>

@@ -25,6 +25,9 @@ Status CheckFlags(const EngineFlags& flags) {
     return Fail(
         Code::kInvalidArgument, reasons::kUsage,
         "--shares names " + std::to_string(flags.shares.size()) + " workers, but there are " + std::to_string(ranks));
+  if (flags.stages > std::max(1, ranks))
+    return Fail(Code::kInvalidArgument, reasons::kUsage,
+                "--stages " + std::to_string(flags.stages) + " needs at least as many workers (--workers N)");
   return {};
 }
 

@@ -441,7 +441,7 @@ Status TcpCollective::Broadcast(int root, std::span<std::byte> bytes) {
 
 Status TcpCollective::Send(int to, std::span<const std::byte> bytes) {
   SHOAL_RETURN_IF_ERROR(Open());
-  SHOAL_CHECK(to >= 0 && to < size_ && to != rank_);
+  SHOAL_CHECK(to >= 0 && to < size_ && peer(to).fd.valid());
   if (auto sound = CheckSize(bytes.size()); !sound) return End(sound.error());
   Say(to, MeetingOp::kMessage, 0, 0, 0, bytes.size());
   peer(to).out.Add(bytes.data(), bytes.size());
@@ -450,7 +450,7 @@ Status TcpCollective::Send(int to, std::span<const std::byte> bytes) {
 
 Status TcpCollective::Receive(int from, std::span<std::byte> bytes) {
   SHOAL_RETURN_IF_ERROR(Open());
-  SHOAL_CHECK(from >= 0 && from < size_ && from != rank_);
+  SHOAL_CHECK(from >= 0 && from < size_ && peer(from).fd.valid());
   Expect(from, MeetingOp::kMessage, 0, 0, 0, bytes.size());
   peer(from).in.Add(bytes.data(), bytes.size());
   return Exchange();
@@ -473,7 +473,7 @@ Result<std::unique_ptr<Collective>> MakeTcpRank(int rank, std::vector<Fd> links,
   SHOAL_CHECK(rank >= 0 && static_cast<size_t>(rank) < links.size());
   for (size_t p = 0; p < links.size(); ++p) {
     if (p == static_cast<size_t>(rank)) continue;
-    SHOAL_CHECK(links[p].valid());
+    if (!links[p].valid()) continue;
     const int on = 1;
     if (::setsockopt(links[p].get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
       return Fail(Code::kInternal, reasons::kIo, "cannot make a link prompt", ::strerrordesc_np(errno));

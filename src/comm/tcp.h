@@ -34,7 +34,8 @@ struct TcpOptions {
   size_t divide_from = size_t{512} << 10;
 };
 
-// links[p] is a connected stream socket to rank p; links[rank] is empty. links.size() is the group's size.
+// links[p] is a connected stream socket to rank p; links[rank] is empty. links.size() is the group's size. Other links may be
+// empty too: those ranks are out of reach, and the only meetings are then Send and Receive with the others.
 Result<std::unique_ptr<Collective>> MakeTcpRank(int rank, std::vector<Fd> links, const TcpOptions& options = {});
 
 }  // namespace shoal

@@ -30,11 +30,12 @@ class LocalExecutor final : public Executor {
       : spec_(spec),
         plan_(plan),
         collective_(collective),
+        last_stage_(options.pipeline.last),
         gather_bytes_(std::min(kGatherBytes, options.meeting_bytes)) {}
 
   Status Load(TensorSource& source, const ExecutorOptions& options) {
-    const SliceRun run = plan_.ranks[static_cast<size_t>(collective_.rank())].slices;
-    SHOAL_ASSIGN(auto weights, LoadWeights(spec_, source, run, options.threads));
+    const RankShare& share = plan_.ranks[static_cast<size_t>(collective_.rank())];
+    SHOAL_ASSIGN(auto weights, LoadWeights(spec_, source, share, options.threads));
     forward_ = std::make_unique<shoal::Forward>(spec_, std::move(weights), plan_, collective_, options);
     return {};
   }
@@ -43,13 +44,14 @@ class LocalExecutor final : public Executor {
     SHOAL_RETURN_IF_ERROR(Check(batch));
     try {
       SHOAL_ASSIGN(const auto own, forward_->Run(batch));
-      if (plan_.size() == 1 || batch.logit_rows.empty()) return std::span<const float>(own);
+      if (plan_.size() == 1 || batch.logit_rows.empty() || !last_stage_) return std::span<const float>(own);
       return GatherLogits(own, batch.logit_rows.size());
     } catch (const std::bad_alloc&) {
       return Fail(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
     }
   }
 
+  Nanos waited() const override { return forward_->waited(); }
   size_t weight_bytes() const override { return forward_->weight_bytes(); }
   size_t kv_bytes() const override { return forward_->kv_bytes(); }
 
@@ -119,6 +121,7 @@ class LocalExecutor final : public Executor {
   const ModelSpec spec_;
   const ShardPlan plan_;
   Collective& collective_;
+  const bool last_stage_;
   const size_t gather_bytes_;
   std::unique_ptr<shoal::Forward> forward_;
   std::vector<float> gathered_, logits_;

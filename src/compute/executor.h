@@ -11,7 +11,9 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "base/clock.h"
 #include "base/result.h"
 #include "comm/collective.h"
 #include "compute/kernels/attention.h"
@@ -30,28 +32,41 @@ struct RowBatch {
   std::span<const int32_t> logit_rows;         // ascending rows whose logits are wanted; may be empty
 };
 
+// The stages before and behind this one, where there are any: rows of the residual stream come from one rank of the stage
+// before, and go to some of the stage behind.
+struct Pipeline {
+  Collective* group = nullptr;  // of all ranks; used for Send and Receive alone
+  int from = -1;                // -1: this is the first stage, which looks up the tokens' embeddings
+  std::vector<int> to = {};     // with `last` false: the ranks that are sent to; may be empty
+  bool last = true;             // this is the last stage, which computes the logits
+};
+
 struct ExecutorOptions {
   int threads = 1;
+  Pipeline pipeline = {};
   size_t meeting_bytes =
       limits::kMaxFrameBytes;  // that one rank brings to a meeting at most, but for one row; less in tests
 };
 
 class Executor {
  public:
-  // plan.ranks[collective.rank()] is this rank's share; plan.kv_blocks the size of the KV pool.
+  // `plan` and `collective` are of the ranks that share this rank's layers: plan.ranks[collective.rank()] is its share,
+  // plan.kv_blocks the size of the KV pool.
   static Result<std::unique_ptr<Executor>> Load(const ModelSpec& spec, TensorSource& source, const ShardPlan& plan,
                                                 Collective& collective, const ExecutorOptions& options);
   virtual ~Executor() = default;
 
-  // Writes the rows' K and V into the cache and returns logits [logit_rows.size(), n_vocab] on rank 0, empty on the others.
-  // The span is valid until the next call.
+  // Writes the rows' K and V into the cache and returns logits [logit_rows.size(), n_vocab] on rank 0 of the last stage,
+  // empty elsewhere. The span is valid until the next call.
   virtual Result<std::span<const float>> Forward(const RowBatch& batch) = 0;
 
+  // How long the last Forward waited for the stage before and for room on the way to the one behind.
+  virtual Nanos waited() const = 0;
   virtual size_t weight_bytes() const = 0;  // resident, packed
   virtual size_t kv_bytes() const = 0;
 };
 
-// KV bytes of one block (kBlockTokens positions, all layers) on the rank with `share`: how the pool is sized.
+// KV bytes of one block (kBlockTokens positions, the layers of the share) on the rank with `share`: how the pool is sized.
 size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share);
 
 }  // namespace shoal

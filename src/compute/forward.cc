@@ -25,6 +25,7 @@ Forward::Forward(const ModelSpec& spec, ShardWeights weights, const ShardPlan& p
       plan_(plan),
       collective_(collective),
       rank_(collective.rank()),
+      pipeline_(options.pipeline),
       meeting_bytes_(options.meeting_bytes),
       rope_(spec.rope, weights_.rope_factors),
       local_rope_(spec.local_rope, weights_.rope_factors),
@@ -41,14 +42,15 @@ Forward::Forward(const ModelSpec& spec, ShardWeights weights, const ShardPlan& p
 Forward::~Forward() = default;
 
 void Forward::PlanLayers() {
-  const SliceRun run = plan_.ranks[Size(rank_)].slices;
-  layers_.resize(spec_.layers.size());
+  const RankShare& share = plan_.ranks[Size(rank_)];
+  const SliceRun run = share.slices;
+  const size_t first = Size(share.first_layer);
+  layers_.resize(weights_.layers.size());
   for (size_t i = 0; i < layers_.size(); ++i) {
     auto& layer = layers_[i];
-    layer.index = static_cast<int>(i);
-    layer.spec = &spec_.layers[i];
+    layer.spec = &spec_.layers[first + i];
     layer.weights = &weights_.layers[i];
-    layer.last = i + 1 == layers_.size();
+    layer.last = first + i + 1 == spec_.layers.size();
     layer.shares_input = spec_.parallel && !layer.weights->ffn_norm.present();
     const auto& shape = layer.weights->shape;
     layer.attention.heads = static_cast<int>(shape.heads.count());
@@ -147,17 +149,50 @@ Result<std::span<float>> Forward::Run(const RowBatch& batch) {
     for (int r = 0; r < segment.rows; ++r) step_.positions[Size(segment.first_row + r)] = segment.first_position + r;
   Reserve(step_.rows, static_cast<int>(batch.logit_rows.size()));
   failure_.Clear();
+  waited_ = {};
   SHOAL_RETURN_IF_ERROR(step_.rows == 1 ? one_row_.Run(1) : many_rows_.Run(step_.rows));
-  return std::span(logits_.floats(), batch.logit_rows.size() * Size(weights_.vocabulary.count()));
+  const size_t logit_rows = pipeline_.last ? batch.logit_rows.size() : 0;
+  return std::span(logits_.floats(), logit_rows * Size(weights_.vocabulary.count()));
 }
 
 void Forward::Build(Program& program, Workers row) {
-  AddEmbedding(program, row);
+  pipeline_.from < 0 ? AddEmbedding(program, row) : AddReceive(program, row);
   for (auto& layer : layers_) {
     AddAttention(program, row, layer);
     AddFfn(program, row, layer);
   }
-  AddLogits(program, row);
+  pipeline_.last ? AddLogits(program, row) : AddSend(program);
+}
+
+void Forward::AddReceive(Program& program, Workers row) {
+  program.Add(Workers::kOne, [this](int, int) {
+    if (auto passed = PassRows(true); !passed) failure_.Set(std::move(passed).error());
+  });
+  if (rope_.kind() != RopeKind::kNone) program.Add(row, [this](int ith, int nth) { FillRope(ith, nth); });
+}
+
+void Forward::AddSend(Program& program) {
+  program.Add(Workers::kOne, [this](int, int) {
+    if (auto passed = PassRows(false); !passed) failure_.Set(std::move(passed).error());
+  });
+}
+
+// The residual stream's rows lie one after the other in x_: they go out from there and come in there, as many at once as a
+// meeting may move.
+Status Forward::PassRows(bool receive) {
+  const Time begin = Now();
+  const size_t row_bytes = Size(spec_.n_embd) * sizeof(float), bytes = Size(step_.rows) * row_bytes;
+  const size_t at_once = std::max<size_t>(1, meeting_bytes_ / row_bytes) * row_bytes;
+  for (size_t at = 0; at < bytes; at += at_once) {
+    const std::span<std::byte> rows(x_.bytes() + at, std::min(at_once, bytes - at));
+    if (receive) {
+      SHOAL_RETURN_IF_ERROR(pipeline_.group->Receive(pipeline_.from, rows));
+    } else {
+      for (const int to : pipeline_.to) SHOAL_RETURN_IF_ERROR(pipeline_.group->Send(to, rows));
+    }
+  }
+  waited_ += Now() - begin;
+  return {};
 }
 
 void Forward::AddNorm(Program& program, Workers row, const NormWeights& norm, const AlignedBuffer& in,

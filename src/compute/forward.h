@@ -78,6 +78,7 @@ class Forward {
   // Logits of this rank's vocabulary rows, [logit rows, vocabulary rows held].
   Result<std::span<float>> Run(const RowBatch& batch);
 
+  Nanos waited() const { return waited_; }
   size_t weight_bytes() const { return weights_.bytes; }
   size_t kv_bytes() const { return kv_bytes_; }
 
@@ -89,8 +90,7 @@ class Forward {
     kernels::AttentionShape attention;
     ReduceShares attention_shares, ffn_shares, shared_shares;
     kernels::KLayout attention_layout, ffn_layout, shared_layout;
-    int index = 0;
-    bool last = false;
+    bool last = false;  // of the model
     // Parallel layers without a norm of the FFN's own: it reads what the attention read.
     bool shares_input = false;
   };
@@ -108,6 +108,8 @@ class Forward {
   // What a Program is made of. `row` says how work over rows is shared: by one thread when there is one row.
   void Build(Program& program, Workers row);
   void AddEmbedding(Program& program, Workers row);
+  void AddReceive(Program& program, Workers row);
+  void AddSend(Program& program);
   void AddAttention(Program& program, Workers row, LayerPlan& layer);
   void AddGatedFfn(Program& program, Workers row, const LinearWeights& gate, const LinearWeights& up,
                    const LinearWeights& down, const kernels::KLayout& layout, const ReduceShares& shares,
@@ -126,6 +128,7 @@ class Forward {
                    AlignedBuffer& sum);
 
   // Bodies of operations.
+  Status PassRows(bool receive);
   void FillRope(int ith, int nth);
   void LookUp(const TableWeights& table, const GatheredRows& gathered, bool positions, int ith, int nth);
   Status GatherTable(const TableWeights& table, bool positions, GatheredRows& gathered);
@@ -142,11 +145,13 @@ class Forward {
   const ShardPlan plan_;
   Collective& collective_;
   const int rank_;
+  const Pipeline pipeline_;
   const size_t meeting_bytes_;
   std::vector<LayerPlan> layers_;
   RopeTable rope_, local_rope_;
   StepFailure failure_;
   StepState step_;
+  Nanos waited_{};
 
   AlignedBuffer kv_;
   size_t kv_bytes_ = 0;

@@ -53,7 +53,8 @@ ReduceShares SharesOf(const ShardPlan& plan, int64_t units) {
 
 size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share) {
   size_t bytes = 0;
-  for (const auto& layer : spec.layers) {
+  for (int i = share.first_layer; i < share.last_layer; ++i) {
+    const auto& layer = spec.layers[static_cast<size_t>(i)];
     const auto kv_heads = static_cast<size_t>(ShapeOf(spec, layer, share.slices).kv_heads.count());
     bytes +=
         kv_heads * limits::kBlockTokens * static_cast<size_t>(spec.head_dim_k + spec.head_dim_v) * sizeof(uint16_t);

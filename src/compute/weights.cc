@@ -20,28 +20,40 @@ constexpr uint64_t kReadBytes = 16 << 20;  // a request to the source at most, u
 
 class Loader {
  public:
-  Loader(const ModelSpec& spec, TensorSource& source, SliceRun run, int threads)
-      : spec_(spec), source_(source), run_(run), threads_(threads) {}
+  Loader(const ModelSpec& spec, TensorSource& source, const RankShare& share, int threads)
+      : spec_(spec), source_(source), share_(share), run_(share.slices), threads_(threads) {}
 
   Result<ShardWeights> Load() {
-    out_.vocabulary = UnitsOf(run_, spec_.n_vocab);
-    const auto& tied = spec_.output.weight;
-    SHOAL_ASSIGN(out_.embedding, Table(spec_.embedding, tied && tied.tensor == spec_.embedding.tensor &&
-                                                            tied.first_row == spec_.embedding.first_row &&
-                                                            tied.rows == spec_.embedding.rows));
-    SHOAL_ASSIGN(out_.positions, Table(spec_.positions, false));
-    SHOAL_ASSIGN(out_.embedding_norm, Norm(spec_.embedding_norm));
-    SHOAL_ASSIGN(out_.final_norm, Norm(spec_.final_norm));
-    SHOAL_ASSIGN(out_.output, Columns(spec_.output, out_.vocabulary));
+    const bool first = share_.first_layer == 0, last = share_.last_layer == spec_.n_layers;
+    if (first) SHOAL_RETURN_IF_ERROR(Beginning(last));
+    if (last) SHOAL_RETURN_IF_ERROR(Ending());
     SHOAL_ASSIGN(out_.rope_factors, Vector(spec_.rope.factors));
-    for (const auto& layer : spec_.layers) {
-      SHOAL_ASSIGN(auto weights, Layer(layer));
+    for (int i = share_.first_layer; i < share_.last_layer; ++i) {
+      SHOAL_ASSIGN(auto weights, Layer(spec_.layers[static_cast<size_t>(i)]));
       out_.layers.push_back(std::move(weights));
     }
     return std::move(out_);
   }
 
  private:
+  // with_output: the output matrix is here too, and where the embedding is the same tensor, it serves both.
+  Status Beginning(bool with_output) {
+    const auto& tied = spec_.output.weight;
+    const bool packed = with_output && tied && tied.tensor == spec_.embedding.tensor &&
+                        tied.first_row == spec_.embedding.first_row && tied.rows == spec_.embedding.rows;
+    SHOAL_ASSIGN(out_.embedding, Table(spec_.embedding, packed));
+    SHOAL_ASSIGN(out_.positions, Table(spec_.positions, false));
+    SHOAL_ASSIGN(out_.embedding_norm, Norm(spec_.embedding_norm));
+    return {};
+  }
+
+  Status Ending() {
+    out_.vocabulary = UnitsOf(run_, spec_.n_vocab);
+    SHOAL_ASSIGN(out_.final_norm, Norm(spec_.final_norm));
+    SHOAL_ASSIGN(out_.output, Columns(spec_.output, out_.vocabulary));
+    return {};
+  }
+
   Result<LayerWeights> Layer(const LayerSpec& layer) {
     LayerWeights out;
     out.shape = ShapeOf(spec_, layer, run_);
@@ -218,6 +230,7 @@ class Loader {
 
   const ModelSpec& spec_;
   TensorSource& source_;
+  const RankShare share_;
   const SliceRun run_;
   const int threads_;
   ShardWeights out_;
@@ -226,9 +239,9 @@ class Loader {
 
 }  // namespace
 
-Result<ShardWeights> LoadWeights(const ModelSpec& spec, TensorSource& source, SliceRun run, int threads) {
+Result<ShardWeights> LoadWeights(const ModelSpec& spec, TensorSource& source, const RankShare& share, int threads) {
   try {
-    return Loader(spec, source, run, threads).Load();
+    return Loader(spec, source, share, threads).Load();
   } catch (const std::bad_alloc&) {
     return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
                 std::format("not enough memory for this share of '{}'", spec.name));

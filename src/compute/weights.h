@@ -13,6 +13,7 @@
 #include "compute/kernels/linear.h"
 #include "compute/rank_shape.h"
 #include "core/model_spec.h"
+#include "core/shard_plan.h"
 #include "model/tensor_source.h"
 
 namespace shoal {
@@ -64,10 +65,11 @@ struct ShardWeights {
   LinearWeights output;  // vocabulary rows held
   UnitRange vocabulary;
   std::vector<float> rope_factors;
-  std::vector<LayerWeights> layers;
-  size_t bytes = 0;  // resident
+  std::vector<LayerWeights> layers;  // of the share
+  size_t bytes = 0;                  // resident
 };
 
-Result<ShardWeights> LoadWeights(const ModelSpec& spec, TensorSource& source, SliceRun run, int threads);
+// The first stage alone has the embedding, the last one alone the output matrix and the norm before it.
+Result<ShardWeights> LoadWeights(const ModelSpec& spec, TensorSource& source, const RankShare& share, int threads);
 
 }  // namespace shoal

@@ -39,6 +39,8 @@ struct SequenceChunk {
   std::vector<BlockId> new_blocks;  // appended to the sequence's block table before computing
   bool sample = false;              // the last row is the last known token: draw the next one
   std::vector<TokenId> draft = {};  // guesses of the next tokens; only with `sample`
+  // Drawn since the ranks last heard of the sequence; appended to its tokens before the rows are laid out.
+  std::vector<TokenId> new_tokens = {};
   int rows() const { return count + static_cast<int>(draft.size()); }
 };
 
@@ -77,7 +79,7 @@ struct StepResult {
   StepId step = 0;
   std::vector<SampledToken> tokens;
   std::vector<PromptLogprob> prompt;
-  int64_t compute_ns = 0;  // time the slowest rank spent computing
+  int64_t compute_ns = 0;  // that the rank which says so spent computing, without waiting for other stages
 };
 
 // One line each, for logs and scenario tests.

@@ -1,7 +1,9 @@
 #include "engine/engine.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <iterator>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -34,6 +36,7 @@ SchedulerOptions OptionsFor(const ModelSpec& spec, const Tokenizer& tokenizer, c
           .end_tokens = {ends.begin(), ends.end()},
           .prefix_cache = options.prefix_cache,
           .max_draft = options.speculate ? kMostGuesses : 0,
+          .steps_at_once = static_cast<int>(StagesOf(group.plan).size()),
           .mixed_rows = options.mixed_rows};
 }
 
@@ -42,6 +45,7 @@ SchedulerOptions OptionsFor(const ModelSpec& spec, const Tokenizer& tokenizer, c
 //     take messages ─▶ Schedule ─▶ group: Start ─▶ deliver the step before ─▶ group: Wait ─▶ Apply
 //                                      └───────── ranks compute ───────────────────┘
 //
+// With several stages, so many steps are started before the oldest is waited for.
 // What a step drew becomes text while the ranks compute the next one: the next plan needs the tokens only. So
 // a stop string is found one step late; Scheduler::Finish drops the token that is then on its way.
 class ServingEngine : public Engine {
@@ -140,6 +144,7 @@ class ServingEngine : public Engine {
   void Run();
   bool TakeMessages();
   void TakeTurn();
+  Status StartSteps();
   Status Compute();
   void Deliver();
   void DeliverStep(Undelivered& step);
@@ -157,7 +162,7 @@ class ServingEngine : public Engine {
   Scheduler scheduler_;  // its options() never change and may be read by all
   std::unordered_map<SequenceId, Reply> replies_;
   std::optional<Undelivered> undelivered_;
-  std::vector<Finished> ended_outside_;  // of the last Schedule, not yet delivered
+  std::vector<Finished> ended_outside_;  // of the last Schedules, not yet delivered
   std::vector<Outgoing> outgoing_;
   uint64_t finished_[4] = {};
   size_t left_line_ = 0;  // since the last Publish
@@ -219,20 +224,26 @@ bool ServingEngine::TakeMessages() {
 
 void ServingEngine::TakeTurn() {
   if (lost_) return;
-  Decision decision = scheduler_.Schedule();
-  for (const SequenceId id : decision.admitted) {
-    Reply& reply = replies_.at(id);
-    if (!reply.admitted) reply.TakeCached(scheduler_.cached_prompt(id));
-    LeaveLine(reply);
-  }
-  ended_outside_ = std::move(decision.finished);
-  const bool computes = !decision.plan.chunks.empty();
-  Status started;
-  if (computes) started = group_->Start(decision.plan);
+  Status started = StartSteps();
   Deliver();
   if (!started) return Lose(std::move(started).error());
-  if (!computes) return;
+  if (scheduler_.steps_in_flight() == 0) return;
   if (auto computed = Compute(); !computed) Lose(std::move(computed).error());
+}
+
+Status ServingEngine::StartSteps() {
+  while (scheduler_.steps_in_flight() < scheduler_.options().steps_at_once) {
+    Decision decision = scheduler_.Schedule();
+    for (const SequenceId id : decision.admitted) {
+      Reply& reply = replies_.at(id);
+      if (!reply.admitted) reply.TakeCached(scheduler_.cached_prompt(id));
+      LeaveLine(reply);
+    }
+    std::ranges::move(decision.finished, std::back_inserter(ended_outside_));
+    if (decision.plan.chunks.empty()) return {};
+    SHOAL_RETURN_IF_ERROR(group_->Start(decision.plan));
+  }
+  return {};
 }
 
 Status ServingEngine::Compute() {
@@ -311,6 +322,7 @@ void ServingEngine::Publish() {
   stats.preemptions = counts.preemptions;
   stats.steps = counts.steps;
   std::copy(std::begin(finished_), std::end(finished_), std::begin(stats.finished));
+  std::ranges::copy(group_->busy_ns(), stats.rank_busy_ns.begin());
   std::lock_guard lock(mutex_);
   stats_ = stats;
   queued_ -= std::exchange(left_line_, 0);

@@ -6,6 +6,7 @@
 // Reads next: sched/scheduler.h, engine/group.h.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "core/limits.h"
 #include "core/model_spec.h"
 #include "core/request.h"
 #include "engine/group.h"
@@ -62,7 +64,8 @@ struct EngineStats {
   uint64_t accepted_tokens = 0;  // guesses that were right: tokens that cost no step of their own
   uint64_t preemptions = 0;
   uint64_t steps = 0;
-  uint64_t finished[4] = {};  // by FinishReason
+  uint64_t finished[4] = {};                              // by FinishReason
+  std::array<int64_t, limits::kMaxRanks> rank_busy_ns{};  // how long each rank has computed
 };
 
 struct EngineOptions {

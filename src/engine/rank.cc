@@ -1,6 +1,7 @@
 #include "engine/rank.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 
 #include "base/checked.h"
@@ -15,18 +16,32 @@ std::unexpected<Error> BadPlan(const std::string& what) {
   return Fail(Code::kInternal, reasons::kBadFrame, "the head sent a step that this rank cannot carry out: " + what);
 }
 
+// Every rank of a stage has the same rows, so each rank behind takes them from one of those before, in turn.
+Pipeline PipelineOf(const std::vector<Stage>& stages, size_t own, int place, Collective* group) {
+  Pipeline pipeline{.group = group, .last = own + 1 == stages.size()};
+  if (own > 0) pipeline.from = stages[own - 1].first_rank + place % stages[own - 1].ranks;
+  if (pipeline.last) return pipeline;
+  for (int next = place; next < stages[own + 1].ranks; next += stages[own].ranks)
+    pipeline.to.push_back(stages[own + 1].first_rank + next);
+  return pipeline;
+}
+
 }  // namespace
 
-Rank::Rank(const ModelSpec& spec, int kv_blocks, Collective& collective, std::unique_ptr<Executor> executor)
-    : n_vocab_(static_cast<int>(spec.n_vocab)),
-      kv_blocks_(kv_blocks),
-      collective_(collective),
-      executor_(std::move(executor)) {}
+Rank::Rank(const ModelSpec& spec, int kv_blocks, bool draws, std::unique_ptr<Executor> executor)
+    : n_vocab_(static_cast<int>(spec.n_vocab)), kv_blocks_(kv_blocks), draws_(draws), executor_(std::move(executor)) {}
 
-Result<std::unique_ptr<Rank>> Rank::Load(const ModelSpec& spec, TensorSource& source, const ShardPlan& plan,
-                                         Collective& collective, const ExecutorOptions& options) {
-  SHOAL_ASSIGN(auto executor, Executor::Load(spec, source, plan, collective, options));
-  return std::unique_ptr<Rank>(new Rank(spec, plan.kv_blocks, collective, std::move(executor)));
+Result<std::unique_ptr<Rank>> Rank::Load(const ModelSpec& spec, TensorSource& source, const ShardPlan& plan, int rank,
+                                         RankLinks links, const ExecutorOptions& options) {
+  SHOAL_RETURN_IF_ERROR(CheckShardPlan(plan, spec.n_layers));
+  SHOAL_CHECK(rank >= 0 && rank < plan.size());
+  const std::vector<Stage> stages = StagesOf(plan);
+  size_t own = 0;
+  while (rank >= stages[own].first_rank + stages[own].ranks) ++own;
+  ExecutorOptions with_pipeline = options;
+  with_pipeline.pipeline = PipelineOf(stages, own, rank - stages[own].first_rank, links.group);
+  SHOAL_ASSIGN(auto executor, Executor::Load(spec, source, StagePlan(plan, stages[own]), links.stage, with_pipeline));
+  return std::unique_ptr<Rank>(new Rank(spec, plan.kv_blocks, rank == DrawingRank(plan), std::move(executor)));
 }
 
 Status Rank::TakeStarts(const StepPlan& plan) {
@@ -44,13 +59,23 @@ Status Rank::TakeStarts(const StepPlan& plan) {
   return {};
 }
 
+Status Rank::TakeTokens(const SequenceChunk& chunk, Sequence& sequence) const {
+  if (sequence.tokens.size() + chunk.new_tokens.size() > size_t{limits::kMaxContext})
+    return BadPlan("more tokens than a sequence may have");
+  for (const auto& tokens : {std::cref(chunk.new_tokens), std::cref(chunk.draft)})
+    for (const TokenId token : tokens.get())
+      if (token < 0 || token >= n_vocab_)
+        return BadPlan("token " + std::to_string(token) + " is not in the vocabulary");
+  sequence.tokens.insert(sequence.tokens.end(), chunk.new_tokens.begin(), chunk.new_tokens.end());
+  return {};
+}
+
 // Lays the chunks out as rows; checks every claim of the plan against what this rank holds.
 Status Rank::LayOut(const StepPlan& plan) {
   tokens_.clear();
   segments_.clear();
   uses_.clear();
   logit_rows_.clear();
-  drawn_.clear();
   if (plan.chunks.size() > size_t{limits::kMaxStepSequences}) return BadPlan("more sequences than a step may have");
   for (const auto& chunk : plan.chunks)  // before they are summed
     if (chunk.count > limits::kMaxStepRows) return BadPlan("more rows than a step may have");
@@ -61,14 +86,12 @@ Status Rank::LayOut(const StepPlan& plan) {
     Sequence& sequence = found->second;
     if (sequence.laid_out == plan.step) return BadPlan("sequence " + std::to_string(chunk.id) + " appears twice");
     sequence.laid_out = plan.step;
+    SHOAL_RETURN_IF_ERROR(TakeTokens(chunk, sequence));
     const auto known = static_cast<int64_t>(sequence.tokens.size());
     const int64_t end = int64_t{chunk.first} + chunk.count;
     if (chunk.first < 0 || chunk.count < 1 || end > known) return BadPlan("rows beyond the sequence's tokens");
     if (chunk.sample && end != known) return BadPlan("a draw before the last known token");
     if (!chunk.draft.empty() && !chunk.sample) return BadPlan("a draft that is not to be drawn");
-    for (TokenId token : chunk.draft)
-      if (token < 0 || token >= n_vocab_)
-        return BadPlan("token " + std::to_string(token) + " is not in the vocabulary");
     for (BlockId block : chunk.new_blocks)
       if (block < 0 || block >= kv_blocks_) return BadPlan("block " + std::to_string(block) + " is not in the pool");
     sequence.blocks.insert(sequence.blocks.end(), chunk.new_blocks.begin(), chunk.new_blocks.end());
@@ -95,7 +118,7 @@ Status Rank::LayOut(const StepPlan& plan) {
 }
 
 // Position by position: a guess that was not drawn makes the rows behind it worthless.
-void Rank::Draw(std::span<const float> logits, StepResult& result) {
+void Rank::Draw(const StepPlan& plan, std::span<const float> logits, StepResult& result) {
   SequenceId refused = 0;
   for (size_t i = 0; i < uses_.size(); ++i) {
     const LogitUse& use = uses_[i];
@@ -107,36 +130,18 @@ void Rank::Draw(std::span<const float> logits, StepResult& result) {
       result.prompt.push_back({use.id, use.position, {token, found.chosen}, std::move(found.top)});
       continue;
     }
-    if (use.id == refused) {
-      drawn_.push_back(-1);
-      continue;
-    }
+    if (use.id == refused) continue;
     SampledToken drawn = Sample(row, sequence.sampling, sequence.tokens, sequence.prompt_length, sequence.forbidden);
     drawn.id = use.id;
     drawn.position = use.position;
     if (sequence.sampling.want_logits) drawn.logits.assign(row.begin(), row.end());
-    drawn_.push_back(drawn.error ? -1 : drawn.token);
-    if (drawn_.back() >= 0) sequence.tokens.push_back(drawn.token);
-    if (drawn_.back() != use.guess) refused = use.id;
+    if (!drawn.error) sequence.tokens.push_back(drawn.token);  // the next draw looks back at it
+    if (drawn.error || drawn.token != use.guess) refused = use.id;
     result.tokens.push_back(std::move(drawn));
   }
-}
-
-// Tells every rank which tokens were drawn: 4 bytes for each sampled row, so that the plan tells each rank how many come.
-Status Rank::ShareTokens() {
-  if (collective_.rank() != 0) {
-    drawn_.resize(std::count_if(uses_.begin(), uses_.end(), [](const LogitUse& use) { return use.sample; }));
-  }
-  if (drawn_.empty()) return {};
-  if (collective_.size() == 1) return {};
-  SHOAL_RETURN_IF_ERROR(collective_.Broadcast(0, std::as_writable_bytes(std::span(drawn_))));
-  if (collective_.rank() == 0) return {};
-  size_t next = 0;
-  for (const auto& use : uses_)
-    if (use.sample)
-      if (const TokenId token = drawn_[next++]; token >= 0 && token < n_vocab_)
-        sequences_.at(use.id).tokens.push_back(token);
-  return {};
+  // What becomes of the draws is the head's decision.
+  for (const auto& chunk : plan.chunks)
+    if (chunk.sample) sequences_.at(chunk.id).tokens.resize(static_cast<size_t>(chunk.first + chunk.count));
 }
 
 Result<StepResult> Rank::Execute(const StepPlan& plan) {
@@ -147,9 +152,8 @@ Result<StepResult> Rank::Execute(const StepPlan& plan) {
   if (tokens_.empty()) return result;
   const Time begin = Now();
   SHOAL_ASSIGN(const auto logits, executor_->Forward({tokens_, segments_, logit_rows_}));
-  if (collective_.rank() == 0) Draw(logits, result);
-  SHOAL_RETURN_IF_ERROR(ShareTokens());
-  result.compute_ns = (Now() - begin).count();
+  if (draws_) Draw(plan, logits, result);
+  result.compute_ns = (Now() - begin - executor_->waited()).count();
   return result;
 }
 

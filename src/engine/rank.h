@@ -1,7 +1,6 @@
 // What: one rank: it carries out StepPlans on its shard. It keeps each sequence's tokens and block table; the plan brings
-// only what is new, and a drawn token is told to all ranks of the group by a broadcast, so that the next plan may be on its
-// way before the head has seen the result.
-// Owns: the executor (weights, KV cache) and the sequences' state. Borrows the collective.
+// only what is new, drawn tokens too: the head alone decides what a sequence's tokens are.
+// Owns: the executor (weights, KV cache) and the sequences' state. Borrows the collectives.
 // Threads: one.
 // Limits: kMaxStepRows rows and kMaxStepSequences sequences a step.
 // Fails: a plan that contradicts what the rank holds is kBadFrame and computes nothing; collective and executor errors pass
@@ -22,12 +21,19 @@
 
 namespace shoal {
 
+// Where a rank meets the others of its group.
+struct RankLinks {
+  Collective& stage;            // those that share its layers
+  Collective* group = nullptr;  // all ranks, for Send and Receive between stages; null where there is one stage
+};
+
 class Rank {
  public:
+  // `rank` of `plan`, which is checked against the model first (CheckShardPlan).
   static Result<std::unique_ptr<Rank>> Load(const ModelSpec& spec, TensorSource& source, const ShardPlan& plan,
-                                            Collective& collective, const ExecutorOptions& options);
+                                            int rank, RankLinks links, const ExecutorOptions& options);
 
-  // Rank 0 returns the drawn tokens; the others return an empty result with the step's number.
+  // The rank that draws (DrawingRank) returns the drawn tokens; the others return a result without tokens.
   Result<StepResult> Execute(const StepPlan& plan);
 
   const Executor& executor() const { return *executor_; }
@@ -51,15 +57,15 @@ class Rank {
     TokenId guess = -1;   // what the draft says the sampled token is; -1: nothing
   };
 
-  Rank(const ModelSpec& spec, int kv_blocks, Collective& collective, std::unique_ptr<Executor> executor);
+  Rank(const ModelSpec& spec, int kv_blocks, bool draws, std::unique_ptr<Executor> executor);
   Status TakeStarts(const StepPlan& plan);
   Status LayOut(const StepPlan& plan);
-  void Draw(std::span<const float> logits, StepResult& result);
-  Status ShareTokens();
+  Status TakeTokens(const SequenceChunk& chunk, Sequence& sequence) const;
+  void Draw(const StepPlan& plan, std::span<const float> logits, StepResult& result);
 
   const int n_vocab_;
   const int kv_blocks_;
-  Collective& collective_;
+  const bool draws_;
   std::unique_ptr<Executor> executor_;
   std::unordered_map<SequenceId, Sequence> sequences_;
 
@@ -68,7 +74,6 @@ class Rank {
   std::vector<kernels::Segment> segments_;
   std::vector<LogitUse> uses_;
   std::vector<int32_t> logit_rows_;
-  std::vector<TokenId> drawn_;  // one per sampled row; -1: nothing was drawn from it
 };
 
 }  // namespace shoal

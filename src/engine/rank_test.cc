@@ -24,7 +24,7 @@ class RankTest : public ::testing::Test {
     ShardPlan plan;
     plan.ranks.push_back({{0, kSlices}, 0, spec_.n_layers});
     plan.kv_blocks = kBlocks;
-    auto rank = Rank::Load(spec_, source_, plan, *collectives_[0], {.threads = 1});
+    auto rank = Rank::Load(spec_, source_, plan, 0, {*collectives_[0]}, {.threads = 1});
     EXPECT_TRUE(rank.has_value()) << ToString(rank.error());
     rank_ = *std::move(rank);
   }
@@ -72,14 +72,31 @@ class RankTest : public ::testing::Test {
   std::unique_ptr<Rank> rank_;
 };
 
-TEST_F(RankTest, RemembersWhatItDrew) {
+TEST_F(RankTest, TakesTheDrawnTokensFromThePlan) {
   auto first = rank_->Execute(Prompt());
   ASSERT_TRUE(first.has_value()) << ToString(first.error());
   ASSERT_EQ(first->tokens.size(), 1u);
   EXPECT_EQ(first->tokens[0].position, 5);
-  auto second = rank_->Execute(Next(Chunk(1, 5, 1, {})));
+  SequenceChunk chunk = Chunk(1, 5, 1, {});
+  chunk.new_tokens = {first->tokens[0].token};
+  auto second = rank_->Execute(Next(chunk));
   ASSERT_TRUE(second.has_value()) << ToString(second.error());
   EXPECT_EQ(second->tokens[0].position, 6);
+}
+
+TEST_F(RankTest, ADrawIsNoTokenUntilThePlanSaysSo) {
+  ASSERT_TRUE(rank_->Execute(Prompt()).has_value());
+  ExpectRefused(Next(Chunk(1, 5, 1, {})), "rows beyond");
+}
+
+TEST_F(RankTest, RefusesNewTokensThatCannotBe) {
+  for (const TokenId token : {-1, spec_.n_vocab}) {
+    StepPlan plan = Prompt();
+    plan.removed = {1};
+    plan.step += static_cast<StepId>(token + 2);
+    plan.chunks[0].new_tokens = {token};
+    ExpectRefused(plan, "vocabulary");
+  }
 }
 
 TEST_F(RankTest, RefusesSequencesThatItDoesNotHold) { ExpectRefused(Next(Chunk(2, 0, 1, {0})), "unknown"); }

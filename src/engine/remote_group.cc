@@ -3,7 +3,7 @@
 #include <poll.h>
 
 #include <algorithm>
-#include <optional>
+#include <deque>
 #include <thread>
 #include <utility>
 
@@ -32,8 +32,10 @@ class RemoteGroup : public Group {
       : members_(std::move(members)),
         epoch_(epoch),
         info_(std::move(info)),
+        drawing_(static_cast<size_t>(DrawingRank(info_.plan))),
         polls_(members_.size()),
-        pongs_(members_.size()) {
+        pongs_(members_.size()),
+        busy_ns_(members_.size()) {
     for (size_t r = 0; r < members_.size(); ++r) polls_[r] = {members_[r].link.fd(), POLLIN, 0};
   }
 
@@ -56,8 +58,7 @@ class RemoteGroup : public Group {
     wire::Message message;
     message.set_epoch(epoch_);
     EncodeStep(plan, message.mutable_step());
-    step_ = plan.step;
-    result_.reset();
+    under_way_.push_back(plan.step);
     return SendAll(message);
   }
 
@@ -66,12 +67,16 @@ class RemoteGroup : public Group {
     const Time begin = Now();
     for (;;) {
       SHOAL_RETURN_IF_ERROR(TakeAll());
-      if (result_) return *std::exchange(result_, std::nullopt);
+      if (!results_.empty()) {
+        StepResult result = std::move(results_.front());
+        results_.pop_front();
+        return result;
+      }
       const bool spinning = Now() - begin < kSpin;
       const int ready = poll(polls_.data(), polls_.size(), spinning ? 0 : deadline.poll_ms());
       if (ready == 0 && deadline.passed())
-        return std::unexpected(Lose(members_[0], MakeError(Code::kDeadlineExceeded, reasons::kPeerTimeout,
-                                                           "a step took longer than its deadline"))
+        return std::unexpected(Lose(members_[drawing_], MakeError(Code::kDeadlineExceeded, reasons::kPeerTimeout,
+                                                                  "a step took longer than its deadline"))
                                    .error());
     }
   }
@@ -94,6 +99,7 @@ class RemoteGroup : public Group {
     return SendAll(message);
   }
 
+  std::span<const int64_t> busy_ns() const override { return busy_ns_; }
   const GroupInfo& info() const override { return info_; }
 
  private:
@@ -114,7 +120,7 @@ class RemoteGroup : public Group {
     return std::unexpected(std::move(error));
   }
 
-  // Whatever the links hold, after poll: every one is looked at, so that a worker that died is seen while rank 0 still waits
+  // Whatever the links hold, after poll: every one is looked at, so that a worker that died is seen while others still wait
   // for it.
   Status TakeAll() {
     for (size_t r = 0; r < members_.size(); ++r) {
@@ -137,21 +143,27 @@ class RemoteGroup : public Group {
     if (message->has_goodbye()) return Lose(member, MakeError(Code::kUnavailable, reasons::kPeerLost, "it left"));
     if (message->epoch() != epoch_) return {};  // of an older membership
     if (message->has_pong()) pongs_[r] = std::min(message->pong().number(), pings_);
-    if (!message->has_step_result() || r != 0) return {};
+    if (!message->has_step_result()) return {};
     auto result = DecodeStepResult(message->step_result());
     if (!result) return Lose(member, result.error());
-    if (result->step == step_) result_ = std::move(*result);
+    busy_ns_[r] += result->compute_ns;
+    if (r != drawing_) return {};
+    if (under_way_.empty() || result->step != under_way_.front()) return {};
+    under_way_.pop_front();
+    results_.push_back(*std::move(result));
     return {};
   }
 
   std::vector<Member> members_;
   const Epoch epoch_;
   const GroupInfo info_;
+  const size_t drawing_;  // the rank whose results hold the tokens
   std::vector<pollfd> polls_;
-  StepId step_ = 0;
-  std::optional<StepResult> result_;  // rank 0's, of step_
-  uint64_t pings_ = 0;                // sent; pongs_[rank]: the last one answered
+  std::deque<StepId> under_way_;
+  std::deque<StepResult> results_;  // of the drawing rank, not yet taken
+  uint64_t pings_ = 0;              // sent; pongs_[rank]: the last one answered
   std::vector<uint64_t> pongs_;
+  std::vector<int64_t> busy_ns_;
   Time pinged_{};
   bool closed_ = false;
 };

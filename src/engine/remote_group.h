@@ -1,4 +1,4 @@
-// What: a group whose ranks are worker processes. The head sends each plan to every rank and waits for what rank 0 drew.
+// What: a group whose ranks are worker processes. The head sends each plan to every rank and waits for what the drawing rank drew.
 // Owns: the links to its workers. Closes them (after a goodbye) with itself.
 // Threads: LoadRemoteGroup uses one per worker; afterwards the engine's thread alone.
 // Fails: kPeerLost at once when a worker's link closes, naming it (Wait and Check look at all links); what a worker reports;

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <vector>
@@ -42,14 +43,16 @@ class Worker {
  private:
   Result<LoadedShard> Load(const wire::LoadShard& load);
   Result<std::shared_ptr<const GgufFile>> FetchHeaders(const wire::LoadShard& load, RemoteSource& source);
-  Result<std::unique_ptr<Collective>> JoinRanks(const wire::LoadShard& load);
+  Status JoinRanks(const wire::LoadShard& load, const ShardPlan& plan);
   Status Carry(const wire::Step& step);
+  void SetDeadline(Deadline deadline);
 
   Link& link_;
   Listener listener_;
   const WorkerOptions options_;
   Epoch epoch_ = 0;
-  std::unique_ptr<Collective> collective_;
+  std::unique_ptr<Collective> stage_;
+  std::unique_ptr<Collective> group_;  // null where there is one stage
   std::unique_ptr<Rank> rank_;
 };
 
@@ -87,7 +90,8 @@ Result<std::shared_ptr<const GgufFile>> Worker::FetchHeaders(const wire::LoadSha
   return GgufFile::ParseHeaders(headers);
 }
 
-Result<std::unique_ptr<Collective>> Worker::JoinRanks(const wire::LoadShard& load) {
+// One mesh of links: those inside the stage carry its meetings, the others what stages pass on.
+Status Worker::JoinRanks(const wire::LoadShard& load, const ShardPlan& plan) {
   MeshOptions mesh;
   mesh.rank = static_cast<int>(load.rank());
   mesh.group_key = load.group_key();
@@ -95,8 +99,23 @@ Result<std::unique_ptr<Collective>> Worker::JoinRanks(const wire::LoadShard& loa
   for (const auto& peer : load.peers()) mesh.peers.push_back({peer.host(), static_cast<uint16_t>(peer.port())});
   SHOAL_ASSIGN(auto links, JoinMesh(listener_, mesh, Deadline::After(limits::kHandshakeTimeout)));
   // All ranks are on this machine in this first form, so it is their threads together that share its cores.
-  return MakeTcpRank(mesh.rank, std::move(links),
-                     {.threads_here = static_cast<int>(load.threads()) * load.peers_size()});
+  const TcpOptions options{.threads_here = static_cast<int>(load.threads()) * load.peers_size()};
+  const std::vector<Stage> stages = StagesOf(plan);
+  const auto own =
+      std::ranges::find_if(stages, [&](const Stage& stage) { return mesh.rank < stage.first_rank + stage.ranks; });
+  std::vector<Fd> inside;
+  for (int r = own->first_rank; r < own->first_rank + own->ranks; ++r)
+    inside.push_back(std::move(links[static_cast<size_t>(r)]));
+  SHOAL_ASSIGN(stage_, MakeTcpRank(mesh.rank - own->first_rank, std::move(inside), options));
+  if (stages.size() > 1) {
+    SHOAL_ASSIGN(group_, MakeTcpRank(mesh.rank, std::move(links), options));
+  }
+  return {};
+}
+
+void Worker::SetDeadline(Deadline deadline) {
+  stage_->SetDeadline(deadline);
+  if (group_) group_->SetDeadline(deadline);
 }
 
 Result<LoadedShard> Worker::Load(const wire::LoadShard& load) {
@@ -106,9 +125,11 @@ Result<LoadedShard> Worker::Load(const wire::LoadShard& load) {
   RemoteSource source(link_);
   SHOAL_ASSIGN(const auto file, FetchHeaders(load, source));
   SHOAL_ASSIGN(const ModelSpec spec, ReadModelSpec(*file));
-  SHOAL_ASSIGN(collective_, JoinRanks(load));
-  collective_->SetDeadline(Deadline::After(limits::kLoadTimeout));
-  SHOAL_ASSIGN(rank_, Rank::Load(spec, source, plan, *collective_, {.threads = static_cast<int>(load.threads())}));
+  SHOAL_RETURN_IF_ERROR(CheckShardPlan(plan, spec.n_layers));
+  SHOAL_RETURN_IF_ERROR(JoinRanks(load, plan));
+  SetDeadline(Deadline::After(limits::kLoadTimeout));
+  SHOAL_ASSIGN(rank_, Rank::Load(spec, source, plan, static_cast<int>(load.rank()), {*stage_, group_.get()},
+                                 {.threads = static_cast<int>(load.threads())}));
   Log().info("rank {} of {}: {}: {:.1f} MB read, {:.1f} MB of weights held", load.rank(), plan.size(),
              load.model_name(), static_cast<double>(source.bytes_read()) / 1e6,
              static_cast<double>(rank_->executor().weight_bytes()) / 1e6);
@@ -118,7 +139,7 @@ Result<LoadedShard> Worker::Load(const wire::LoadShard& load) {
 Status Worker::Carry(const wire::Step& step) {
   if (!rank_) return Fail(Code::kCorrupt, reasons::kBadFrame, "a step came before a shard");
   SHOAL_ASSIGN(const StepPlan plan, DecodeStep(step));
-  collective_->SetDeadline(Deadline::After(limits::kStepTimeout));
+  SetDeadline(Deadline::After(limits::kStepTimeout));
   SHOAL_ASSIGN(const StepResult result, rank_->Execute(plan));
   wire::Message message;
   message.set_epoch(epoch_);
@@ -153,7 +174,9 @@ Result<bool> Worker::Handle(const wire::Message& message) {
 }
 
 void Worker::TellFailure(const Error& error) {
-  if (collective_) collective_->Close();  // the other ranks need not wait for a deadline
+  // The other ranks need not wait for a deadline.
+  if (stage_) stage_->Close();
+  if (group_) group_->Close();
   wire::Message message;
   message.set_epoch(epoch_);
   EncodeError(error, message.mutable_failed()->mutable_error());

@@ -199,6 +199,7 @@ void EncodeStep(const StepPlan& plan, wire::Step* to) {
     made->mutable_new_blocks()->Assign(chunk.new_blocks.begin(), chunk.new_blocks.end());
     made->set_sample(chunk.sample);
     made->mutable_draft()->Assign(chunk.draft.begin(), chunk.draft.end());
+    made->mutable_new_tokens()->Assign(chunk.new_tokens.begin(), chunk.new_tokens.end());
   }
 }
 
@@ -228,6 +229,8 @@ Result<SequenceChunk> DecodeChunk(const wire::SequenceChunk& from) {
   chunk.sample = from.sample();
   SHOAL_RETURN_IF_ERROR(DecodeTokens(from.draft(), kMaxDraft, chunk.draft, "draft"));
   if (!chunk.draft.empty() && !chunk.sample) return Bad("a draft that is not to be drawn");
+  // One step draws no more of a sequence.
+  SHOAL_RETURN_IF_ERROR(DecodeTokens(from.new_tokens(), kMaxDraft + 1, chunk.new_tokens, "new_tokens"));
   const int end = chunk.first + chunk.rows();
   if (end > limits::kMaxContext) return Bad("positions of a draft");
   // No more blocks than hold all positions up to the chunk's end.

@@ -41,6 +41,8 @@ StepPlan SomePlan() {
   plan.added.push_back({9, {1, 2, 3, limits::kMaxVocabulary - 1}, 3, SomeSampling(), {2, 11}});
   plan.chunks.push_back({9, 0, 4, {3}, true});
   plan.chunks.push_back({10, 100, 17, {4, 1 << 30}, false});
+  plan.chunks.push_back(
+      {.id = 11, .first = 7, .count = 1, .new_blocks = {}, .sample = true, .draft = {5, 6}, .new_tokens = {1, 2, 3}});
   return plan;
 }
 
@@ -83,6 +85,8 @@ TEST(Codec, StepsRoundTrip) {
   EXPECT_EQ(back->added[0].tokens, plan.added[0].tokens);
   EXPECT_EQ(back->added[0].prompt_length, 3);
   EXPECT_EQ(back->added[0].forbidden, plan.added[0].forbidden);
+  EXPECT_EQ(back->chunks[2].draft, plan.chunks[2].draft);
+  EXPECT_EQ(back->chunks[2].new_tokens, plan.chunks[2].new_tokens);
   const SamplingParams &a = back->added[0].sampling, b = SomeSampling();
   EXPECT_EQ(
       std::tie(a.temperature, a.top_k, a.top_p, a.min_p, a.presence_penalty, a.frequency_penalty, a.repeat_penalty,
@@ -173,6 +177,17 @@ TEST(Codec, HostileStepsAreRefused) {
        [](auto& s) {
          s.mutable_chunks(0)->set_count(limits::kMaxStepRows);
          s.mutable_chunks(1)->set_count(1);
+       }},
+      {"draft below 0", [](auto& s) { s.mutable_chunks(2)->set_draft(0, -1); }},
+      {"a long draft",
+       [](auto& s) {
+         for (int i = 0; i < kMaxDraft; ++i) s.mutable_chunks(2)->add_draft(1);
+       }},
+      {"a draft that is not drawn", [](auto& s) { s.mutable_chunks(2)->set_sample(false); }},
+      {"new token above all", [](auto& s) { s.mutable_chunks(2)->set_new_tokens(0, limits::kMaxVocabulary); }},
+      {"too many new tokens",
+       [](auto& s) {
+         for (int i = 0; i < kMaxDraft; ++i) s.mutable_chunks(2)->add_new_tokens(1);
        }},
       {"block below 0", [](auto& s) { s.mutable_chunks(0)->set_new_blocks(0, -1); }},
       {"too many blocks", [](auto& s) { s.mutable_chunks(0)->add_new_blocks(1); }},

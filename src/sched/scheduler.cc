@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/checked.h"
 #include "core/reasons.h"
 
 namespace shoal {
@@ -16,6 +17,7 @@ SchedulerOptions Bounded(SchedulerOptions options) {
   options.max_sequences =
       std::clamp(options.max_sequences, 1, std::min(options.max_step_rows, limits::kMaxStepSequences));
   options.max_draft = std::clamp(options.max_draft, 0, kMaxDraft);
+  options.steps_at_once = std::max(1, options.steps_at_once);
   return options;
 }
 
@@ -57,8 +59,9 @@ Decision Scheduler::Schedule() {
   decision.plan.step = last_step_ + 1;
   EndPass(decision);
   int rows = RowBudget();
-  RunningPass(decision, rows);
-  AdmitPass(decision, rows);
+  const int most = SequenceBudget();
+  RunningPass(decision, rows, most);
+  AdmitPass(decision, rows, most);
   DraftPass(decision);
   if (decision.plan.chunks.empty()) return decision;
 
@@ -78,14 +81,22 @@ void Scheduler::EndPass(Decision& decision) {
   }
 }
 
-void Scheduler::RunningPass(Decision& decision, int& rows) {
+int Scheduler::SequenceBudget() const {
+  const int room = options_.max_sequences - static_cast<int>(running_.size());
+  const int active = static_cast<int>(running_.size()) + std::min(room, static_cast<int>(waiting_.size()));
+  return CeilDiv(active, options_.steps_at_once);
+}
+
+void Scheduler::RunningPass(Decision& decision, int& rows, int most) {
   int behind = 0;  // running sequences that still want their row in this step
   for (const auto& [id, sequence] : running_) behind += !sequence->in_flight;
+  behind = std::min(behind, most);
   // Pre-emption erases only younger entries, so the iterator stays good.
   for (auto at = running_.begin(); at != running_.end(); ++at) {
     const auto [id, sequence] = *at;
     if (sequence->in_flight) continue;
-    --behind;
+    if (static_cast<int>(decision.plan.chunks.size()) == most) return;
+    behind = std::max(0, behind - 1);
     const int want = std::min(sequence->total() - sequence->computed, rows - behind);
     const int count = FitRows(id, *sequence, want, decision, behind);
     if (count == 0) {
@@ -188,13 +199,14 @@ void Scheduler::Remember(Sequence& sequence) {
   }
 }
 
-void Scheduler::AdmitPass(Decision& decision, int& rows) {
+void Scheduler::AdmitPass(Decision& decision, int& rows, int most) {
   if (waiting_.empty()) return;
   int promised = Promised();
   // A step that had to pre-empt admits nobody: the blocks it freed belong to those who ran short.
   bool short_of_blocks = !decision.preempted.empty();
 
   while (!waiting_.empty()) {
+    if (static_cast<int>(decision.plan.chunks.size()) == most && options_.steps_at_once > 1) return;
     const auto [id, sequence] = *waiting_.begin();
     const int ahead = BlocksAhead(*sequence);
     PrefixCache::Match prefix;
@@ -244,11 +256,14 @@ void Scheduler::PlanRows(SequenceId id, Sequence& sequence, int count, Decision&
     if (sequence.request.ignore_eos) start.forbidden = options_.end_tokens;
     start.sampling.prompt_logprobs = WantsPromptLogprobs(sequence);
     decision.plan.added.push_back(std::move(start));
+    sequence.told_tokens = sequence.total();
   }
   SequenceChunk chunk{.id = id, .first = sequence.computed, .count = count, .new_blocks = {}, .sample = false};
   const int need = BlocksFor(sequence.computed + count) - static_cast<int>(sequence.blocks.size());
   if (need > 0) SHOAL_CHECK(pool_.Take(need, sequence.blocks));
   TellBlocks(sequence, chunk);
+  chunk.new_tokens.assign(sequence.tokens.begin() + sequence.told_tokens, sequence.tokens.end());
+  sequence.told_tokens = sequence.total();
   chunk.sample = sequence.computed + count == sequence.total() && sequence.request.max_tokens > 0;
   sequence.in_flight = true;
   decision.plan.chunks.push_back(std::move(chunk));

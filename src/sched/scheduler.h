@@ -34,7 +34,8 @@
 // for a long prompt: at most so many rows more than the decoding sequences have; measured (-1): as many as keep the step within
 // twice the time of one without them, by the compute_ns of earlier results. Each running sequence still moves in each step.
 //
-// Several steps may be in flight, over disjoint sequences: Schedule leaves alone what is in flight.
+// Several steps may be in flight (steps_at_once), over disjoint sequences: Schedule leaves alone what is in flight, and takes
+// only so many sequences that each of the steps gets its part of them.
 //
 // Owns: the requests, their tokens, the block pool.
 // Threads: none; the owner's. Pure: no clock, no log, no randomness. The same calls give the same plans.
@@ -156,7 +157,8 @@ class Scheduler {
     int cached_prompt = 0;
     DraftChance chance;
     bool running = false;
-    bool held = false;  // the ranks know it
+    bool held = false;    // the ranks know it
+    int told_tokens = 0;  // the first tokens, which they know too
     bool in_flight = false;
     std::optional<FinishReason> ending;
 
@@ -171,9 +173,11 @@ class Scheduler {
 
   // Rows of the next step: the budget, or less while sequences decode.
   int RowBudget() const;
+  // Sequences of the next step at most.
+  int SequenceBudget() const;
   void EndPass(Decision& decision);
-  void RunningPass(Decision& decision, int& rows);
-  void AdmitPass(Decision& decision, int& rows);
+  void RunningPass(Decision& decision, int& rows, int most);
+  void AdmitPass(Decision& decision, int& rows, int most);
   void DraftPass(Decision& decision);
   // Rows of the sequence that fit into its own blocks and the free ones, at most `want`; pre-empts younger
   // ones for the first.

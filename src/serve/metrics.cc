@@ -71,6 +71,15 @@ class EngineFigures : public prometheus::Collectable {
       finished.metric.back().label.push_back({"reason", names[i]});
     }
     families.push_back(std::move(finished));
+    MetricFamily busy;
+    busy.name = "shoal_rank_busy_seconds_total";
+    busy.help = "Time that each rank has spent computing";
+    busy.type = MetricType::Counter;
+    for (size_t r = 0; r < engine_.group().ranks.size(); ++r) {
+      busy.metric.push_back(Value(MetricType::Counter, static_cast<double>(stats.rank_busy_ns[r]) / 1e9));
+      busy.metric.back().label.push_back({"rank", std::to_string(r)});
+    }
+    families.push_back(std::move(busy));
     return families;
   }
 

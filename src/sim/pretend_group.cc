@@ -57,10 +57,11 @@ float PretendLogprob(TokenId token, int position) {
 }
 
 PretendGroup::PretendGroup(PretendOptions options) : options_(std::move(options)) {
-  info_.plan.ranks = {RankShare{}};
+  for (int stage = 0; stage < options_.stages; ++stage)
+    info_.plan.ranks.push_back({.slices = {}, .first_layer = stage, .last_layer = stage + 1});
   info_.plan.kv_blocks = options_.kv_blocks;
   info_.plan.reasons = {"pretend"};
-  info_.ranks = {RankInfo{.node = "pretend"}};
+  info_.ranks.resize(static_cast<size_t>(options_.stages), RankInfo{.node = "pretend"});
   info_.kernel = "pretend";
   cache_.resize(static_cast<size_t>(options_.kv_blocks) * kBlock);
   holders_.resize(static_cast<size_t>(options_.kv_blocks));
@@ -156,6 +157,7 @@ Status PretendGroup::ComputeChunk(const SequenceChunk& chunk, StepResult& result
   const auto found = sequences_.find(chunk.id);
   if (found == sequences_.end()) return BadPlan(last_step_, chunk.id, "is not held");
   Sequence& sequence = found->second;
+  SHOAL_RETURN_IF_ERROR(TakeTokens(chunk, sequence));
   for (const BlockId block : chunk.new_blocks) {
     if (block < 0 || block >= options_.kv_blocks) return BadPlan(last_step_, chunk.id, "has a block outside the pool");
     ++holders_[static_cast<size_t>(block)];
@@ -198,6 +200,16 @@ Status PretendGroup::ComputeChunk(const SequenceChunk& chunk, StepResult& result
     if (i == chunk.draft.size() || sequence.tokens.back() != chunk.draft[i]) break;
     ++sequence.computed;
   }
+  sequence.drawn.assign(sequence.tokens.begin() + total, sequence.tokens.end());
+  sequence.tokens.resize(static_cast<size_t>(total));
+  return {};
+}
+
+// What was drawn must come back, all of it and nothing else.
+Status PretendGroup::TakeTokens(const SequenceChunk& chunk, Sequence& sequence) {
+  if (chunk.new_tokens != sequence.drawn) return BadPlan(last_step_, chunk.id, "is told other tokens than were drawn");
+  sequence.tokens.insert(sequence.tokens.end(), sequence.drawn.begin(), sequence.drawn.end());
+  sequence.drawn.clear();
   return {};
 }
 

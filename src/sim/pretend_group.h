@@ -23,6 +23,7 @@ namespace shoal::sim {
 
 struct PretendOptions {
   int kv_blocks = 64;
+  int stages = 1;  // of the plan in info()
   int vocabulary = 997;
   uint64_t seed = 1;
   TokenId end_token = -1;  // drawn now and then; -1 = never
@@ -67,6 +68,7 @@ class PretendGroup : public Group {
     SamplingParams sampling;
     std::vector<TokenId> forbidden;
     std::vector<BlockId> blocks;
+    std::vector<TokenId> drawn = {};  // by its last step, not told by a plan yet
   };
   struct Started {
     StepPlan plan;
@@ -79,6 +81,7 @@ class PretendGroup : public Group {
   Status Begin(const SequenceStart& start);
   Status Resume(const SequenceChunk& chunk, Sequence& sequence);
   Status ComputeChunk(const SequenceChunk& chunk, StepResult& result);
+  Status TakeTokens(const SequenceChunk& chunk, Sequence& sequence);
   // Draws the token after the sequence's last; false: nothing follows it.
   bool Draw(SequenceId id, Sequence& sequence, uint64_t history, StepResult& result);
   uint64_t& Cell(const Sequence& sequence, int position);

@@ -10,10 +10,11 @@ PROMPT = ("Once upon a time there was a little girl called Lily. She had a red b
 GREEDY = ["--temp", "0"]
 SEEDED = ["--temp", "0.9", "--top-k", "50", "--top-p", "0.95", "--seed", "7"]
 SPLITS = [["--workers", "1"], ["--workers", "2"], ["--workers", "3"], ["--workers", "4"], ["--workers", "2", "--shares", "3,1"],
-          ["--workers", "3", "--shares", "5,1,2"]]
+          ["--workers", "3", "--shares", "5,1,2"], ["--workers", "2", "--stages", "2"],
+          ["--workers", "3", "--stages", "2", "--shares", "1,2,1"], ["--workers", "4", "--stages", "2", "--step-rows", "7"]]
 VARIANTS = [["--threads", "2"], ["--step-rows", "1"], ["--step-rows", "7"], ["--step-rows", "64"],
             ["--workers", "2", "--step-rows", "7", "--threads", "2"]]
-GUESSES = [["--speculate"], ["--speculate", "--workers", "2"], ["--speculate", "--step-rows", "3"]]
+GUESSES = [["--speculate"], ["--speculate", "--workers", "2"], ["--speculate", "--workers", "2", "--stages", "2"], ["--speculate", "--step-rows", "3"]]
 PLAIN = ["--no-speculate", "--no-prefix-cache"]
 
 
@@ -24,7 +25,7 @@ def case_of(path):
             alone = run_json(*arguments, *PLAIN, "--threads", "1")
             assert len(alone["ids"]) == 24, alone
             # Every split is tried greedily; sampling draws from the same logits, so three of them are enough there.
-            for extra in SPLITS + VARIANTS if sampling is GREEDY else [SPLITS[1], SPLITS[4], VARIANTS[2]]:
+            for extra in SPLITS + VARIANTS if sampling is GREEDY else [SPLITS[1], SPLITS[4], SPLITS[6], VARIANTS[2]]:
                 other = run_json(*arguments, *(extra if "--threads" in extra else [*extra, "--threads", "1"]))
                 assert other["ids"] == alone["ids"], f"{extra} {sampling}: ids differ"
                 assert other["logits_sha256"] == alone["logits_sha256"], f"{extra} {sampling}: logits differ"

@@ -118,6 +118,7 @@ void Script::SetUp(const Words& words) {
   if (what == "cache") scheduler_.prefix_cache = value != 0;
   if (what == "draft") scheduler_.max_draft = value;
   if (what == "mixed") scheduler_.mixed_rows = value;
+  if (what == "stages") scheduler_.steps_at_once = ranks_.stages = value;
   if (what == "repeat") ranks_.repeat = value;
   if (what == "base") ranks_.base = Nanos(value);
   if (what == "row") ranks_.row = Nanos(value);
@@ -246,8 +247,9 @@ void Script::Expect(const Words& words) {
 }
 
 void Script::Line(const Words& words) {
-  static const std::vector<std::string> kSetUp{"pool",   "budget", "sequences", "context", "vocabulary", "seed", "end",
-                                               "errors", "cache",  "draft",     "mixed",   "repeat",     "base", "row"};
+  static const std::vector<std::string> kSetUp{"pool",  "budget", "sequences", "context", "vocabulary",
+                                               "seed",  "end",    "errors",    "cache",   "draft",
+                                               "mixed", "repeat", "base",      "row",     "stages"};
   const std::string& verb = words[0];
   if (std::find(kSetUp.begin(), kSetUp.end(), verb) != kSetUp.end()) return SetUp(words);
   if (verb == "expect") return Expect(words);

@@ -76,7 +76,7 @@ void World::CheckPasses(bool alone) {
   // Steps in flight protect the young ones among them, so that an older one may have been pre-empted, and follow now.
   if (!running.empty() && std::ranges::none_of(plan.chunks, [&](const auto& chunk) { return chunk.id == running[0]; }))
     Note("the oldest sequence did not move: " + ToString(decision_));
-  if (plan.chunks.size() + decision_.stalled.size() != running.size())
+  if (scheduler_.options().steps_at_once == 1 && plan.chunks.size() + decision_.stalled.size() != running.size())
     Note("a running sequence neither moved nor stalled: " + ToString(decision_));
 }
 
@@ -101,7 +101,9 @@ void World::Apply() {
 
 void World::Run(int most_steps) {
   for (int step = 0; step < most_steps && problem_.empty(); ++step) {
-    if (!Schedule()) break;
+    while (scheduler_.steps_in_flight() < scheduler_.options().steps_at_once && Schedule()) {
+    }
+    if (scheduler_.steps_in_flight() == 0) break;
     Apply();
   }
   if (!scheduler_.empty()) Note("not finished after " + std::to_string(most_steps) + " steps");
