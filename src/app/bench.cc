@@ -71,17 +71,31 @@ struct Timeline {
   Time submitted;
 };
 
+using Busy = decltype(EngineStats::rank_busy_ns);
+
+// What the ranks had computed, and when.
+struct BusySample {
+  Time at{};
+  Busy busy{};
+};
+
+struct Loaded {
+  std::vector<Timeline> lines;
+  BusySample all_decode, first_ends;  // the time in which every sequence decodes lies between
+};
+
 // Submits `count` requests at once and waits for all.
-Result<std::vector<Timeline>> Load(Engine& engine, int count, int prompt, int generate, uint64_t salt) {
+Result<Loaded> Load(Engine& engine, int count, int prompt, int generate, uint64_t salt) {
   // Shared with the sinks: when a later request is refused, those before it still run.
   struct Run {
-    explicit Run(size_t size) : lines(size), ends(size) {}
-    std::vector<Timeline> lines;
+    explicit Run(size_t size) : ends(size) { loaded.lines.resize(size); }
+    Loaded loaded;
+    size_t decode = 0;  // sequences that have a token
     BoundedQueue<std::optional<Error>> ends;
   };
   const auto run = std::make_shared<Run>(static_cast<size_t>(count));
   uint64_t state = 0x9e3779b97f4a7c15ull * (salt + 1);
-  for (auto& line : run->lines) {
+  for (auto& line : run->loaded.lines) {
     Request request;
     request.id = "bench";
     for (int i = 0; i < prompt; ++i) {
@@ -92,23 +106,28 @@ Result<std::vector<Timeline>> Load(Engine& engine, int count, int prompt, int ge
     request.ignore_eos = true;
     request.sampling.temperature = 0;
     line.submitted = Now();
-    SHOAL_ASSIGN([[maybe_unused]] const auto handle, engine.Submit(std::move(request), [run, &line](Delta delta) {
-      const Time now = Now();
-      for (size_t i = 0; i < delta.tokens.size(); ++i) line.tokens.push_back(now);
-      if (delta.finish) (void)run->ends.TryPush(std::move(delta.error));
-    }));
+    SHOAL_ASSIGN([[maybe_unused]] const auto handle,
+                 engine.Submit(std::move(request), [&engine, run, &line](Delta delta) {
+                   const Time now = Now();
+                   const auto sample = [&] { return BusySample{now, engine.Stats().rank_busy_ns}; };
+                   if (line.tokens.empty() && !delta.tokens.empty() && ++run->decode == run->loaded.lines.size())
+                     run->loaded.all_decode = sample();
+                   if (delta.finish && run->loaded.first_ends.at == Time{}) run->loaded.first_ends = sample();
+                   for (size_t i = 0; i < delta.tokens.size(); ++i) line.tokens.push_back(now);
+                   if (delta.finish) (void)run->ends.TryPush(std::move(delta.error));
+                 }));
   }
   for (int i = 0; i < count; ++i) {
     auto end = run->ends.PopBefore({Time::max()});
     if (end && *end) return std::unexpected(**end);
   }
-  return std::move(run->lines);
+  return std::move(run->loaded);
 }
 
 struct Figures {
   double prefill = 0, decode = 0, first_token = 0;
   double step_p50 = 0, step_p99 = 0;
-  std::vector<double> busy;  // [rank]: share of the decode rounds that it computed
+  std::vector<double> busy;  // [rank]: share of the time that it computed, while every sequence decoded
 };
 
 // The tokens that arrived while every sequence was decoding, over that time.
@@ -130,12 +149,13 @@ void MeasureDecode(const std::vector<Timeline>& lines, Figures& figures) {
   figures.step_p99 = Quantile(gaps, 0.99);
 }
 
-void MeasureBusy(const Engine& engine, const decltype(EngineStats::rank_busy_ns)& before, Nanos time,
-                 Figures& figures) {
-  const auto after = engine.Stats().rank_busy_ns;
+void MeasureBusy(const Loaded& loaded, size_t ranks, Figures& figures) {
+  const BusySample &begin = loaded.all_decode, &end = loaded.first_ends;
   figures.busy.clear();
-  for (size_t r = 0; r < engine.group().ranks.size(); ++r)
-    figures.busy.push_back(static_cast<double>(after[r] - before[r]) / static_cast<double>(time.count()));
+  if (end.at <= begin.at) return;
+  for (size_t r = 0; r < ranks; ++r)
+    figures.busy.push_back(static_cast<double>(end.busy[r] - begin.busy[r]) /
+                           static_cast<double>((end.at - begin.at).count()));
 }
 
 Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
@@ -143,19 +163,18 @@ Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
   SHOAL_RETURN_IF_ERROR(Load(engine, 1, std::min(flags.prompt, 16), 2, 0));  // touch every weight once
   std::vector<double> first;
   for (int round = 0; round < flags.rounds; ++round) {
-    SHOAL_ASSIGN(const auto lines, Load(engine, 1, flags.prompt, 1, 100 + static_cast<uint64_t>(round)));
-    first.push_back(Seconds(lines[0].tokens.front() - lines[0].submitted));
+    SHOAL_ASSIGN(const auto loaded, Load(engine, 1, flags.prompt, 1, 100 + static_cast<uint64_t>(round)));
+    const Timeline& line = loaded.lines[0];
+    first.push_back(Seconds(line.tokens.front() - line.submitted));
   }
   figures.first_token = Quantile(first, 0.5);
   figures.prefill = flags.prompt / figures.first_token;
   std::vector<Figures> rounds;
   for (int round = 0; round < flags.rounds && flags.generate > 1; ++round) {
-    const auto busy_before = engine.Stats().rank_busy_ns;
-    const Time begin = Now();
-    SHOAL_ASSIGN(const auto lines, Load(engine, flags.sequences, std::min(flags.prompt, 32), flags.generate,
-                                        200 + static_cast<uint64_t>(round)));
-    MeasureDecode(lines, figures);
-    MeasureBusy(engine, busy_before, Now() - begin, figures);
+    SHOAL_ASSIGN(const auto loaded, Load(engine, flags.sequences, std::min(flags.prompt, 32), flags.generate,
+                                         200 + static_cast<uint64_t>(round)));
+    MeasureDecode(loaded.lines, figures);
+    MeasureBusy(loaded, engine.group().ranks.size(), figures);
     rounds.push_back(figures);
   }
   if (rounds.empty()) return figures;
