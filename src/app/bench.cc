@@ -229,6 +229,7 @@ int BenchCommand(const BenchFlags& flags) {
   // The machine is measured, not how well random text can be guessed or remembered.
   engine.speculate = false;
   engine.prefix_cache = false;
+  engine.mixed_rows = 0;  // all sequences are to decode together soon
   engine.sequences = std::max(engine.sequences, flags.sequences);
   auto session = StartSession(engine);
   if (!session) return ReportError(session.error());

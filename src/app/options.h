@@ -22,6 +22,7 @@ struct EngineFlags {
   int context = 0;             // positions of one sequence; 0 = the model's
   bool prefix_cache = true;    // shared prefixes are computed once
   bool speculate = true;       // guess tokens from a sequence's own history where that pays
+  int mixed_rows = -1;         // prompt rows beside decoding sequences at most; -1 = by measured time, 0 = all
   uint64_t kv_memory = 0;      // bytes of KV cache per rank; 0 = a quarter of the memory
   std::string cluster_host = "127.0.0.1";
   int cluster_port = -1;   // -1: only when workers are waited for; 0 = chosen by the system

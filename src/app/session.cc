@@ -65,7 +65,8 @@ Result<std::unique_ptr<Session>> StartSession(const EngineFlags& flags) {
   const EngineOptions options{.max_step_rows = flags.step_rows,
                               .max_sequences = flags.sequences,
                               .prefix_cache = flags.prefix_cache,
-                              .speculate = flags.speculate};
+                              .speculate = flags.speculate,
+                              .mixed_rows = flags.mixed_rows};
   session->engine = Engine::Start(std::move(spec), session->tokenizer, std::move(group), options);
   return session;
 }
