@@ -64,9 +64,9 @@ void PrintPlan(const Session& session, const serve::Server& server) {
   for (size_t r = 0; r < group.ranks.size(); ++r) {
     const auto& rank = group.ranks[r];
     const auto& share = group.plan.ranks[r];
-    std::fprintf(stderr, "rank %zu  %s: slices %d..%d of 16, %.1f MB of weights, %d thread%s\n", r, rank.node.c_str(),
-                 share.slices.begin, share.slices.end, static_cast<double>(rank.weight_bytes) / 1e6, rank.threads,
-                 rank.threads == 1 ? "" : "s");
+    std::fprintf(stderr, "rank %zu  %s: layers %d..%d, slices %d..%d of 16, %.1f MB of weights, %d thread%s\n", r,
+                 rank.node.c_str(), share.first_layer, share.last_layer, share.slices.begin, share.slices.end,
+                 static_cast<double>(rank.weight_bytes) / 1e6, rank.threads, rank.threads == 1 ? "" : "s");
   }
   for (const auto& reason : group.plan.reasons) std::fprintf(stderr, "plan    %s\n", reason.c_str());
   std::fprintf(stderr, "ready   %s/v1  (loaded in %.2f s; Ctrl-C ends)\n", server.url().c_str(),

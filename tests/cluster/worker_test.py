@@ -57,7 +57,7 @@ class Tokens:
 
 def ranks(head):
     head.wait_for(r"ready ")
-    return re.findall(r"rank (\d+)  (\S+): slices (\d+)\.\.(\d+)", head.text)
+    return re.findall(r"rank (\d+)  (\S+): layers 0\.\.\d+, slices (\d+)\.\.(\d+)", head.text)
 
 
 def alone():

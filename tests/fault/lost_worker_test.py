@@ -79,10 +79,11 @@ def yield_first(server, text):
         server.streaming += 1
 
 
-def killed_in_midstream(victim):
+def killed_in_midstream(victim, *flags):
     def check():
-        with Server(MODEL, "--workers", "2") as server:
+        with Server(MODEL, "--workers", "2", *flags) as server:
             server.streaming = 0
+            pid = workers_of(server)[victim]
             fields = dict(prompt="Once upon a time", max_tokens=480, ignore_eos=True, temperature=0)
             with concurrent.futures.ThreadPoolExecutor(12) as pool:
                 streams = [pool.submit(raw_stream, server, {**fields, "logprobs": 5}) for _ in range(4)]
@@ -92,7 +93,7 @@ def killed_in_midstream(victim):
                     time.sleep(0.001)
                 others = [pool.submit(server.request, "POST", "/v1/completions", {**fields, "max_tokens": 490})
                           for _ in range(4)]
-                kill(workers_of(server)[victim])
+                kill(pid)
                 broken = 0
                 for stream in streams:
                     text, whole = stream.result(timeout=60)
@@ -109,7 +110,7 @@ def killed_in_midstream(victim):
             health_becomes_503(server, 5)
             assert server.child.poll() is None, "the head died with its worker"
             ends_by_itself(server)
-    check.__name__ = f"killed_in_midstream_{victim}"
+    check.__name__ = "_".join(["killed_in_midstream", victim, *flags])
     return check
 
 
@@ -129,4 +130,5 @@ def an_idle_cluster_costs_nothing():
 
 if __name__ == "__main__":
     main([an_idle_group_notices, killed_in_midstream("local-0"), killed_in_midstream("local-1"),
+          killed_in_midstream("local-0", "--stages", "2"), killed_in_midstream("local-1", "--stages", "2"),
           an_idle_cluster_costs_nothing])
