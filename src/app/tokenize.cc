@@ -12,6 +12,7 @@
 
 #include "app/exit_codes.h"
 #include "base/result.h"
+#include "core/limits.h"
 #include "core/reasons.h"
 #include "model/gguf.h"
 #include "model/printable.h"
@@ -19,8 +20,6 @@
 
 namespace shoal {
 namespace {
-
-constexpr size_t kMaxInputBytes = size_t{64} << 20;
 
 Result<std::string> ReadAllInput() {
   std::string out;
@@ -30,9 +29,9 @@ Result<std::string> ReadAllInput() {
     if (got == 0) return out;
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return Fail(Code::kInternal, reasons::kIo, "cannot read stdin", std::strerror(errno));
-    if (out.size() + static_cast<size_t>(got) > kMaxInputBytes) {
+    if (out.size() + static_cast<size_t>(got) > limits::kMaxInputBytes) {
       return Fail(Code::kInvalidArgument, reasons::kUsage,
-                  std::format("stdin holds more than {} MiB; cut the text into parts", kMaxInputBytes >> 20));
+                  std::format("stdin holds more than {} MiB; cut the text into parts", limits::kMaxInputBytes >> 20));
     }
     out.append(chunk.data(), static_cast<size_t>(got));
   }

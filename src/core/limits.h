@@ -9,20 +9,31 @@ namespace shoal::limits {
 
 // Model files.
 inline constexpr uint64_t kMaxMetadataBytes = 256ull << 20;
+inline constexpr uint64_t kMaxKeys = 1 << 20;  // far above any real file; bounds what a header makes us allocate
 inline constexpr uint32_t kMaxKeyBytes = 65535;
+inline constexpr uint64_t kMaxTensors = 1 << 20;  // 512 layers of 512 experts of 3 matrices
 inline constexpr uint32_t kMaxTensorNameBytes = 64;
+inline constexpr uint32_t kMaxDimensions = 4;
 inline constexpr uint32_t kMaxAlignment = 1u << 20;
 inline constexpr int kMaxArrayDepth = 4;
 inline constexpr int kMaxLayers = 512;
 inline constexpr int kMaxExperts = 512;
+inline constexpr int kMaxWidth = 1 << 20;  // values in a vector of the model
+inline constexpr int kMaxHeads = 1 << 14;
+inline constexpr int kMaxHeadDim = 1 << 12;
 inline constexpr int kMaxVocabulary = 4 << 20;
 inline constexpr int kMaxContext = 1 << 24;
 inline constexpr size_t kMaxTokenBytes = 64 << 10;
+inline constexpr size_t kMaxMerges = kMaxVocabulary;
 inline constexpr int kMaxSplitFiles = 1024;
 
 // Groups.
 inline constexpr int kMaxRanks = 16;  // = virtual slices (core/slices.h)
 inline constexpr int kMaxThreads = 256;
+
+// Text.
+inline constexpr size_t kMaxTextBytes = size_t{1} << 30;  // to one Tokenizer::Encode; offsets into it are 32 bits wide
+inline constexpr size_t kMaxInputBytes = size_t{64} << 20;  // standard input of `shoal tokenize`
 
 // Requests (research: limits table of the reliability survey).
 inline constexpr size_t kMaxBodyBytes = 8 << 20;

@@ -15,8 +15,6 @@ namespace shoal {
 namespace {
 
 constexpr std::string_view kMergesKey = "tokenizer.ggml.merges";
-constexpr size_t kMaxMerges = limits::kMaxVocabulary;
-
 constexpr uint64_t kNoMerge = UINT64_MAX;
 
 uint64_t PairKey(int32_t left, int32_t right) {
@@ -52,8 +50,8 @@ Result<BpeEncoder> BpeEncoder::Load(const GgufFile& file, const Vocabulary& voca
   };
   SHOAL_ASSIGN(const auto lines, file.GetStrings(kMergesKey));
   if (!lines) return corrupt("is missing");
-  if (lines->size() > kMaxMerges)
-    return corrupt(std::format("{} merges; at most {} are accepted", lines->size(), kMaxMerges));
+  if (lines->size() > limits::kMaxMerges)
+    return corrupt(std::format("{} merges; at most {} are accepted", lines->size(), limits::kMaxMerges));
   out.rules_.Reserve(lines->size());
   size_t useless = 0;
   std::string joined;

@@ -1,7 +1,7 @@
-// What: a GGUF file (v2, v3; one file or a split set), fully validated before any size in it is trusted, then
-// memory-mapped.
-// Owns: the mapping. Views returned from here live as long as the GgufFile.
-// Threads: immutable after opening.
+// What: a GGUF file (v2, v3; one file or a split set), fully validated before any size in it is trusted. Nothing is mapped
+// into memory: the header is kept, tensors are read where they lie.
+// Owns: the header bytes and the open files. Views returned from here live as long as the GgufFile.
+// Threads: immutable after opening; Read from any thread.
 // Limits: core/limits.h (metadata 256 MB, alignment 1 MiB, ...).
 // Fails: kModelNotFound, kModelCorrupt, kModelIncomplete, kUnsupportedFormat/Version/Endianness/Type; the message names
 // the file and what is wrong, and says what a look-alike (Git-LFS pointer, zip, HTML, pickle, safetensors, old GGML)
@@ -94,11 +94,9 @@ class GgufFile {
   virtual std::vector<std::string> warnings() const = 0;  // accepted but odd (unknown keys are not odd)
   // The header bytes of file i, as ParseHeaders takes them, whether it is on disk or not.
   virtual Header header(int file) const = 0;
-  // All bytes of a tensor in the mapping; empty for a header-only file.
-  virtual std::span<const std::byte> data(const TensorInfo& tensor) const = 0;
 
-  // Reads from the file, not the mapping (CHECKed not to be header-only): a file that shrank or was changed since
-  // it was opened is kIo, not SIGBUS and not other weights.
+  // Reads from the file (CHECKed not to be header-only): one that shrank or was changed since it was opened is kIo,
+  // and never other weights.
   virtual Status Read(const TensorRange& range, std::span<std::byte> out) const = 0;
 };
 

@@ -1,7 +1,6 @@
 #include "model/gguf_disk.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -58,21 +57,11 @@ Result<std::unique_ptr<DiskFile>> DiskFile::Open(const std::filesystem::path& pa
   return std::unique_ptr<DiskFile>(new DiskFile(name, descriptor, stat));
 }
 
-DiskFile::~DiskFile() {
-  if (!mapped_.empty()) munmap(const_cast<std::byte*>(mapped_.data()), mapped_.size());
-  close(descriptor_);
-}
+DiskFile::~DiskFile() { close(descriptor_); }
 
 std::unexpected<Error> DiskFile::IoError(std::string_view what, int number) const {
   return Fail(Code::kUnavailable, reasons::kIo, std::format("{}: {}", name_, what),
               number == 0 ? std::string() : Words(number));
-}
-
-Status DiskFile::Map() {
-  void* start = mmap(nullptr, size(), PROT_READ, MAP_SHARED, descriptor_, 0);
-  if (start == MAP_FAILED) return IoError("cannot be mapped into memory", errno);
-  mapped_ = {static_cast<const std::byte*>(start), size()};
-  return {};
 }
 
 Status DiskFile::ReadAt(uint64_t offset, std::span<std::byte> out) const {

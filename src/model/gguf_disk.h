@@ -1,6 +1,6 @@
-// What: one model file on disk, opened once: read with pread (a file that shrinks is an error), and mapped for
-// those who look.
-// Owns: the descriptor and the mapping.
+// What: one model file on disk, opened once and read with pread: a file that shrinks is an error, where a mapping would end
+// the process with SIGBUS.
+// Owns: the descriptor.
 // Threads: immutable after opening; ReadAt from any thread.
 // Fails: kModelNotFound, kUnsupportedFormat (not a regular file), kIo.
 #pragma once
@@ -29,8 +29,6 @@ class DiskFile {
 
   uint64_t size() const { return static_cast<uint64_t>(stat_.st_size); }
   const std::string& name() const { return name_; }  // printable
-  Status Map();                                      // size() > 0
-  std::span<const std::byte> mapped() const { return mapped_; }
   Status ReadAt(uint64_t offset, std::span<std::byte> out) const;
   // kIo when the file is not what it was when it was opened (size or time of change).
   Status CheckUnchanged() const;
@@ -43,7 +41,6 @@ class DiskFile {
   const std::string name_;
   const int descriptor_;
   const struct stat stat_;
-  std::span<const std::byte> mapped_;
 };
 
 }  // namespace shoal

@@ -48,7 +48,7 @@ std::string NameOfPart(const std::string& stem, int number, int count) {
   return std::format("{}-{:05}-of-{:05}.gguf", stem, number, count);
 }
 
-// Reads the header into own memory, as much as it turns out to need, and maps the file.
+// Reads the header into own memory, as much as it turns out to need.
 Result<GgufPart> OpenPart(const std::filesystem::path& path) {
   GgufPart part;
   SHOAL_ASSIGN(part.disk, DiskFile::Open(path));
@@ -68,7 +68,6 @@ Result<GgufPart> OpenPart(const std::filesystem::path& path) {
   part.bytes = std::vector(part.bytes.begin(), part.bytes.begin() + static_cast<ptrdiff_t>(part.header.header_bytes));
   SHOAL_ASSIGN(const uint64_t rest, ParseGgufHeader(part.bytes, part.file_size, part.name, part.header));
   SHOAL_CHECK(rest == 0);
-  SHOAL_RETURN_IF_ERROR(part.disk->Map());
   return part;
 }
 

@@ -21,12 +21,9 @@ static_assert(std::endian::native == std::endian::little,
 namespace shoal {
 namespace {
 
-constexpr uint64_t kFixedBytes = 24;       // magic, version, two counts
-constexpr uint64_t kMinKeyBytes = 14;      // length, one character, type, one byte of value
-constexpr uint64_t kMinTensorBytes = 33;   // length, one character, one dimension, type, offset
-constexpr uint64_t kMaxKeys = 1 << 20;     // far above any real file; bounds what a header makes us allocate
-constexpr uint64_t kMaxTensors = 1 << 20;  // 512 layers of 512 experts of 3 matrices
-constexpr uint32_t kMaxDimensions = 4;
+constexpr uint64_t kFixedBytes = 24;      // magic, version, two counts
+constexpr uint64_t kMinKeyBytes = 14;     // length, one character, type, one byte of value
+constexpr uint64_t kMinTensorBytes = 33;  // length, one character, one dimension, type, offset
 
 class Parser {
  public:
@@ -159,15 +156,15 @@ Status Parser::ParseStart() {
   out_.version = static_cast<int>(version);
   SHOAL_ASSIGN(tensors_, Number<uint64_t>("the number of tensors"));
   SHOAL_ASSIGN(keys_, Number<uint64_t>("the number of keys"));
-  if (tensors_ > left() / kMinTensorBytes || tensors_ > kMaxTensors) {
+  if (tensors_ > left() / kMinTensorBytes || tensors_ > limits::kMaxTensors) {
     return Corrupt(std::format("{} tensors cannot be in the {} bytes that follow (at most {} are allowed)", tensors_,
-                               left(), kMaxTensors),
+                               left(), limits::kMaxTensors),
                    8);
   }
-  if (keys_ > left() / kMinKeyBytes || keys_ > kMaxKeys) {
-    return Corrupt(
-        std::format("{} keys cannot be in the {} bytes that follow (at most {} are allowed)", keys_, left(), kMaxKeys),
-        16);
+  if (keys_ > left() / kMinKeyBytes || keys_ > limits::kMaxKeys) {
+    return Corrupt(std::format("{} keys cannot be in the {} bytes that follow (at most {} are allowed)", keys_, left(),
+                               limits::kMaxKeys),
+                   16);
   }
   return {};
 }
@@ -294,8 +291,8 @@ Status Parser::ParseTensor() {
   }
   place_ = std::format("tensor {}: ", Printable(tensor.name));
   SHOAL_ASSIGN(const auto dimensions, Number<uint32_t>("the number of dimensions"));
-  if (dimensions == 0 || dimensions > kMaxDimensions) {
-    return Corrupt(std::format("{} dimensions (1 to {} are allowed)", dimensions, kMaxDimensions), at_ - 4);
+  if (dimensions == 0 || dimensions > limits::kMaxDimensions) {
+    return Corrupt(std::format("{} dimensions (1 to {} are allowed)", dimensions, limits::kMaxDimensions), at_ - 4);
   }
   for (uint32_t i = 0; i < dimensions; ++i) {
     SHOAL_ASSIGN(const auto size, Number<uint64_t>("a dimension"));

@@ -1,7 +1,8 @@
 // What: one GGUF header (everything before the tensor data), taken apart and checked. Nothing in it is believed:
 // every length is held against the bytes left, every count against what those bytes could hold, every product and
 // sum against overflow.
-// Limits: 256 MB of header, a million keys, a million tensors, arrays nested four deep.
+// Threads: pure; the views that come out point into the caller's bytes.
+// Limits: 256 MB of header, a million keys, a million tensors, arrays nested four deep (core/limits.h).
 // Fails: kModelCorrupt, kUnsupportedFormat/Version/Endianness/Type; the offset is in the detail.
 #pragma once
 

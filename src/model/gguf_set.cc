@@ -118,11 +118,6 @@ GgufFile::Header GgufSet::header(int file) const {
   return {part.bytes, part.file_size};
 }
 
-std::span<const std::byte> GgufSet::data(const TensorInfo& tensor) const {
-  const GgufPart& part = parts_.at(tensor.file);
-  return part.disk == nullptr ? std::span<const std::byte>() : part.disk->mapped().subspan(tensor.offset, tensor.bytes);
-}
-
 Status GgufSet::Read(const TensorRange& range, std::span<std::byte> out) const {
   const auto wrong = [&](const std::string& what) {
     return Fail(Code::kInvalidArgument, reasons::kInvalidValue, name_ + ": " + what);
@@ -143,8 +138,7 @@ Status GgufSet::Read(const TensorRange& range, std::span<std::byte> out) const {
   return part.disk->CheckUnchanged();
 }
 
-// pread, not the mapping: a page that is gone would end the process with SIGBUS. Pieces that lie close
-// together are read as one stretch and picked from it, to save system calls.
+// Pieces that lie close together are read as one stretch and picked from it, to save system calls.
 Status GgufSet::ReadPieces(const DiskFile& disk, uint64_t at, const TensorRange& range,
                            std::span<std::byte> out) const {
   constexpr uint64_t kStretchBytes = 1 << 20;

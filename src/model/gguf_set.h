@@ -1,6 +1,9 @@
 // What: the body of GgufFile: one file or the parts of a split set, joined. The metadata is that of the first
 // part; the tensor tables follow one another.
 // Owns: the header bytes, and the files on disk when there are any.
+// Threads: immutable after Join; Read from any thread.
+// Limits: kMaxSplitFiles.
+// Fails: kModelCorrupt naming the part that does not belong to the others, and how it shows.
 #pragma once
 
 #include <memory>
@@ -36,7 +39,6 @@ class GgufSet final : public GgufFile {
   const std::string& name() const override { return name_; }
   std::vector<std::string> warnings() const override { return warnings_; }
   Header header(int file) const override;
-  std::span<const std::byte> data(const TensorInfo& tensor) const override;
   Status Read(const TensorRange& range, std::span<std::byte> out) const override;
 
  private:

@@ -75,7 +75,6 @@ TEST_F(GgufSplit, AnyPartOpensTheSet) {
       float values[2];
       ASSERT_TRUE(source.Read({i, 0, 8, 0, 1}, std::as_writable_bytes(std::span(values))).has_value());
       EXPECT_EQ(values[0], static_cast<float>(i));
-      EXPECT_EQ(file.data(tensor).size(), 8u);
     }
   }
 }

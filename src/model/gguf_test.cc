@@ -5,7 +5,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -133,7 +132,8 @@ TEST(Gguf, ReadsWhatTheWriterWrote) {
       float read[4];
       ASSERT_TRUE(file.Read({0, 0, 16, 0, 1}, std::as_writable_bytes(std::span(read))).has_value());
       EXPECT_THAT(read, ElementsAre(1, 2, 3, 4));
-      EXPECT_EQ(std::memcmp(file.data(*y).data(), "\0\0\x10\x41", 4), 0);
+      ASSERT_TRUE(file.Read({1, 0, 4, 0, 1}, std::as_writable_bytes(std::span(read).first(1))).has_value());
+      EXPECT_EQ(read[0], 9.0f);
     }
   }
 }
@@ -520,7 +520,6 @@ TEST(Gguf, HeadersAloneGiveTheSameTensors) {
     EXPECT_EQ(again->tensors()[i].name, file->tensors()[i].name);
     EXPECT_EQ(again->tensors()[i].offset, file->tensors()[i].offset);
     EXPECT_EQ(again->tensors()[i].bytes, file->tensors()[i].bytes);
-    EXPECT_TRUE(again->data(again->tensors()[i]).empty());
   }
   EXPECT_EQ(again->Keys(), file->Keys());
   // Too short, or longer than its file.

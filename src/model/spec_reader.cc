@@ -19,10 +19,6 @@
 namespace shoal {
 namespace {
 
-constexpr int kMaxWidth = 1 << 20;  // values in a vector of the model
-constexpr int kMaxHeads = 1 << 14;
-constexpr int kMaxHeadDim = 1 << 12;
-
 class SpecReader {
  public:
   SpecReader(const GgufFile& file, const ArchTraits& traits) : file_(file), traits_(traits) {}
@@ -108,7 +104,7 @@ class SpecReader {
           std::format("'{}' is {}, but 1 to {} layers are supported", Key("block_count"), layers, limits::kMaxLayers));
     spec_.n_layers = static_cast<int>(layers);
     spec_.layers.resize(static_cast<size_t>(layers));
-    SHOAL_ASSIGN(spec_.n_embd, Small("embedding_length", 1, kMaxWidth));
+    SHOAL_ASSIGN(spec_.n_embd, Small("embedding_length", 1, limits::kMaxWidth));
     SHOAL_ASSIGN(spec_.context_length, Small("context_length", 1, limits::kMaxContext));
     SHOAL_ASSIGN(const int64_t experts, IntOr("expert_count", 0, UINT32_MAX, 0));
     if (experts > limits::kMaxExperts)
@@ -133,12 +129,12 @@ class SpecReader {
   }
 
   Status ReadHeads() {
-    SHOAL_ASSIGN(const auto heads, PerLayer("attention.head_count", 1, kMaxHeads));
+    SHOAL_ASSIGN(const auto heads, PerLayer("attention.head_count", 1, limits::kMaxHeads));
     if (heads.empty()) return Corrupt(std::format("the key '{}' is missing", Key("attention.head_count")));
-    SHOAL_ASSIGN(auto kv_heads, PerLayer("attention.head_count_kv", 1, kMaxHeads));
+    SHOAL_ASSIGN(auto kv_heads, PerLayer("attention.head_count_kv", 1, limits::kMaxHeads));
     if (kv_heads.empty()) kv_heads = heads;
-    SHOAL_ASSIGN(const int64_t k_length, IntOr("attention.key_length", 1, kMaxHeadDim, 0));
-    SHOAL_ASSIGN(const int64_t v_length, IntOr("attention.value_length", 1, kMaxHeadDim, 0));
+    SHOAL_ASSIGN(const int64_t k_length, IntOr("attention.key_length", 1, limits::kMaxHeadDim, 0));
+    SHOAL_ASSIGN(const int64_t v_length, IntOr("attention.value_length", 1, limits::kMaxHeadDim, 0));
     for (size_t i = 0; i < heads.size(); ++i) {
       auto& layer = spec_.layers[i];
       layer.heads = heads[i];
@@ -152,13 +148,14 @@ class SpecReader {
                                  Key("embedding_length"), spec_.n_embd));
     spec_.head_dim_k = static_cast<int>(k_length > 0 ? k_length : spec_.n_embd / heads[0]);
     spec_.head_dim_v = static_cast<int>(v_length > 0 ? v_length : spec_.n_embd / heads[0]);
-    if (spec_.head_dim_k > kMaxHeadDim || spec_.head_dim_v > kMaxHeadDim)
-      return Unsupported(std::format("heads of {} values; at most {} are supported", spec_.head_dim_k, kMaxHeadDim));
+    if (spec_.head_dim_k > limits::kMaxHeadDim || spec_.head_dim_v > limits::kMaxHeadDim)
+      return Unsupported(
+          std::format("heads of {} values; at most {} are supported", spec_.head_dim_k, limits::kMaxHeadDim));
     return {};
   }
 
   Status ReadWidths() {
-    SHOAL_ASSIGN(const auto widths, PerLayer("feed_forward_length", 0, kMaxWidth));
+    SHOAL_ASSIGN(const auto widths, PerLayer("feed_forward_length", 0, limits::kMaxWidth));
     const bool dense = spec_.n_experts == 0;
     for (size_t i = 0; i < spec_.layers.size(); ++i) {
       auto& layer = spec_.layers[i];
@@ -171,7 +168,7 @@ class SpecReader {
     const int64_t width = widths.empty() ? 0 : widths[0];
     int64_t expert = 0;
     if (traits_.expert_width_key) {
-      SHOAL_ASSIGN(expert, IntOr("expert_feed_forward_length", 0, kMaxWidth, 0));
+      SHOAL_ASSIGN(expert, IntOr("expert_feed_forward_length", 0, limits::kMaxWidth, 0));
       if (expert == 0) expert = width / spec_.n_experts_used;
     } else {
       expert = width;
@@ -179,7 +176,7 @@ class SpecReader {
     if (expert == 0) return Corrupt(std::format("'{}' is 0 or missing", Key("expert_feed_forward_length")));
     spec_.n_ff_expert = static_cast<int>(expert);
     if (traits_.shared != SharedExpert::kNone) {
-      SHOAL_ASSIGN(int64_t shared, IntOr("expert_shared_feed_forward_length", 0, kMaxWidth, 0));
+      SHOAL_ASSIGN(int64_t shared, IntOr("expert_shared_feed_forward_length", 0, limits::kMaxWidth, 0));
       if (shared == 0 && traits_.shared == SharedExpert::kGated) shared = width;
       spec_.n_ff_shared = static_cast<int>(shared);
       if (shared == 0 && traits_.shared == SharedExpert::kGated)
@@ -212,7 +209,7 @@ class SpecReader {
       SHOAL_ASSIGN(const auto on, file_.GetBool(Key("rope.scaling.finetuned")));
       if (!on.value_or(true)) rope.kind = RopeKind::kNone;
     }
-    SHOAL_ASSIGN(rope.dims, SmallOr("rope.dimension_count", 0, kMaxHeadDim, spec_.head_dim_k));
+    SHOAL_ASSIGN(rope.dims, SmallOr("rope.dimension_count", 0, limits::kMaxHeadDim, spec_.head_dim_k));
     SHOAL_ASSIGN(rope.base, Positive("rope.freq_base", 10000));
     if (rope.kind == RopeKind::kNone) return {};
     if (rope.dims == 0) rope.dims = spec_.head_dim_k;

@@ -1,4 +1,4 @@
-// What: where the bytes of tensors come from: the mapped file on the head, the head's link on a worker. A reader asks for
+// What: where the bytes of tensors come from: the model file on the head, the head's link on a worker. A reader asks for
 // exactly the bytes of its slices and nothing else.
 // Threads: Read may be called from several threads at once.
 // Fails: kPeerLost, kIo, kModelCorrupt; never partly.

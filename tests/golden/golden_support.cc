@@ -8,7 +8,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <vector>
 
+#include "base/check.h"
 #include "compute/kernels/linear.h"
 
 namespace shoal::testing {
@@ -78,7 +80,8 @@ WidenedSource::WidenedSource(const GoldenModel& model) : spec_(model.spec) {
     auto& wide = tensors_[tensor];
     if (wide.empty()) {
       wide.resize(static_cast<size_t>(info.columns() * info.rows()) * sizeof(float));
-      const auto data = model.file->data(info);
+      std::vector<std::byte> data(info.bytes);
+      SHOAL_CHECK(model.file->Read({tensor, 0, info.bytes, 0, 1}, data).has_value());
       for (int64_t r = 0; r < info.rows(); ++r)
         kernels::Dequantize(static_cast<kernels::WeightType>(info.type),
                             data.data() + static_cast<uint64_t>(r) * info.row_bytes(), info.columns(),
