@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "core/reasons.h"
+#include "model/printable.h"
 
 namespace shoal {
 namespace {
@@ -40,8 +41,10 @@ constexpr const char* kBailing = R"('(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[
                                  R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+)";
 constexpr const char* kSeedCoder =
     SHOAL_CONTRACTIONS R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+)" SHOAL_WHITE_TAIL;
+// Published with "|\s*[\r\n]+" alone. Behind a space that was cut off before, no line end can follow in the same white space, and
+// looking for it at each cut would take the square of the run's length.
 constexpr const char* kJais2 = SHOAL_CONTRACTIONS
-    R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+)"
+    R"(|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|(?<![^\S\r\n])\s*[\r\n]+)"
     R"(|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S))"
     R"(|\s{1,2}(?!\S)|\s{1})";
 
@@ -241,7 +244,7 @@ Result<PreTokenizer> PreTokenizer::ForName(std::string_view name) {
   const auto* entry = std::ranges::find(kEntries, name, &Entry::name);
   if (entry == std::end(kEntries)) {
     return Fail(Code::kUnsupported, reasons::kUnsupportedTokenizer,
-                "the pre-tokenizer '" + std::string(name.substr(0, 64)) +
+                "the pre-tokenizer '" + Printable(name, 64) +
                     "' (tokenizer.ggml.pre) is not known; guessing one would give wrong tokens");
   }
   PreTokenizer out;

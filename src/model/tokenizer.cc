@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "base/check.h"
-#include "base/log.h"
+#include "core/limits.h"
 #include "core/reasons.h"
 #include "model/bpe.h"
 #include "model/gguf.h"
@@ -23,7 +23,6 @@ namespace {
 
 constexpr std::string_view kModelKey = "tokenizer.ggml.model";
 constexpr std::string_view kPreKey = "tokenizer.ggml.pre";
-constexpr size_t kMaxTextBytes = size_t{1} << 30;  // offsets into a text are 32 bits wide
 
 class GgufTokenizer final : public Tokenizer {
  public:
@@ -48,9 +47,9 @@ class GgufTokenizer final : public Tokenizer {
   }
 
   Result<std::vector<TokenId>> Encode(std::string_view text, EncodeOptions options) const override {
-    if (text.size() > kMaxTextBytes) {
+    if (text.size() > limits::kMaxTextBytes) {
       return Fail(Code::kInvalidArgument, reasons::kInvalidValue,
-                  std::format("the text has {} bytes; at most {} can be encoded", text.size(), kMaxTextBytes));
+                  std::format("the text has {} bytes; at most {} can be encoded", text.size(), limits::kMaxTextBytes));
     }
     std::vector<TokenId> out;
     if (options.add_special && vocabulary_.add_bos) out.push_back(vocabulary_.bos);
@@ -178,12 +177,16 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const GgufFile& file) {
   std::optional<PreTokenizer> pre;
   if (kind == TokenizerKind::kBpe) {
     SHOAL_ASSIGN(const auto name, file.GetString(kPreKey));
+    // Only converters of before May 2024 leave it out. What they leave is a guess for any model ("default" is none's own
+    // rule), and a wrong guess gives wrong tokens that nobody sees: refused like an unknown name.
     if (!name) {
-      Log().warn(
-          "{}: {} is missing: text is cut by the rule for files without one, perhaps not as the model was trained",
-          file.name(), kPreKey);
+      return Fail(
+          Code::kUnsupported, reasons::kUnsupportedTokenizer,
+          std::format("{}: the file does not say how words are cut ({} is missing); convert the model again with "
+                      "a current converter, or add the key with gguf-new-metadata --pre-tokenizer NAME",
+                      file.name(), kPreKey));
     }
-    auto found = PreTokenizer::ForName(name.value_or("default"));
+    auto found = PreTokenizer::ForName(*name);
     if (!found) {
       Error error = std::move(found).error();
       error.message = std::format("{}: {}", file.name(), error.message);

@@ -1,5 +1,5 @@
 // What: text to token ids and back, built from GGUF metadata: SentencePiece-style ("llama"), byte-level BPE ("gpt2") with
-// the file's pre-tokenizer, WordPiece ("bert"). An unknown model or pre-tokenizer is refused by name, never guessed.
+// the file's pre-tokenizer, WordPiece ("bert"). An unknown model or pre-tokenizer, or none, is refused by name, never guessed.
 // Threads: immutable after Load; every method may be called from any thread.
 // Limits: kMaxVocabulary tokens of at most kMaxTokenBytes; PCRE2 match limits. Encoding is O(n log n) in the text.
 // Fails: kModelCorrupt, kUnsupportedTokenizer at load; Encode fails only when a match limit is hit.

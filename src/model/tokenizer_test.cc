@@ -206,7 +206,12 @@ TEST(Bpe, EndTokens) {
   EXPECT_EQ(t->Decode(*t->Encode("a<|end|>", kPlain)), "a<|end|>");
 }
 
-TEST(Bpe, MissingPreTokenizerIsTheDefaultOne) { EXPECT_NE(MustLoad(WriterFor(TinyBpe(), "gpt2")), nullptr); }
+TEST(Bpe, MissingPreTokenizerIsRefused) {
+  const auto none = LoadFrom(WriterFor(TinyBpe(), "gpt2"));
+  ASSERT_FALSE(none.has_value());
+  EXPECT_EQ(none.error().reason, reasons::kUnsupportedTokenizer);
+  EXPECT_NE(none.error().message.find("tokenizer.ggml.pre"), std::string::npos) << none.error().message;
+}
 
 TEST(Bpe, WholeTokensBeforeMerges) {
   TinyVocabulary v = TinyBpe();
@@ -269,6 +274,8 @@ TEST(PreTokenizer, Pieces) {
   EXPECT_EQ(split("gpt-4o", "camelCase's XMLFile"), (Texts{"camel", "Case's", " XMLFile"}));
   EXPECT_EQ(split("starcoder", "x 42"), (Texts{"x", " ", "4", "2"}));
   EXPECT_EQ(split("deepseek-llm", "a  "), (Texts{"a", "  "}));
+  // White space up to its last line end in one piece, else in pieces of powers of two: also behind punctuation that took a line end.
+  EXPECT_EQ(split("jais-2", "a \n  \n b!\n \n      c"), (Texts{"a", " \n  \n", " b", "!\n", " \n", "    ", " ", " c"}));
 }
 
 TEST(Hostile, UnsupportedModels) {
