@@ -58,6 +58,18 @@ def run_json(*arguments, **keywords):
     return json.loads(run(*arguments, "--json", check=0, **keywords).stdout)
 
 
+def ends_by_itself(arguments, codes, stdin="", named=None, seconds=30):
+    """The exit code is one of these, a failure says what is wrong and, with `named`, where."""
+    done = run(*arguments, stdin=stdin, timeout=seconds)
+    shown = " ".join(map(str, arguments))
+    error = done.stderr.decode(errors="replace")
+    assert done.returncode in codes, f"{shown}: exit {done.returncode}, expected {codes}: {error[-800:]}"
+    if done.returncode:
+        assert re.search(r"^shoal: .+", error, re.M) or done.returncode == 2, f"{shown}: exit {done.returncode} without a reason: {error!r}"
+        assert named is None or named in error, f"{shown}: does not name {named}: {error!r}"
+    return done
+
+
 class Process:
     """A long-running command; its stderr is read until a pattern shows."""
 
