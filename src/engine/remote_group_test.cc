@@ -1,7 +1,6 @@
 #include "engine/remote_group.h"
 
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 
 #include <atomic>
 #include <thread>
@@ -14,6 +13,7 @@
 #include "model/spec_reader.h"
 #include "net/codec.h"
 #include "net/wire.pb.h"
+#include "tests/support/link_pair.h"
 #include "tests/support/tiny_model.h"
 
 namespace shoal {
@@ -21,16 +21,8 @@ namespace {
 
 constexpr Epoch kEpoch = 5;
 
-Deadline Soon() { return Deadline::After(std::chrono::seconds(60)); }
-
-std::pair<Link, Link> LinkPair() {
-  int fds[2];
-  EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
-  std::pair<Link, Link> links{Link(Fd(fds[0])), Link(Fd(fds[1]))};
-  links.first.Trust(1);
-  links.second.Trust(1);
-  return links;
-}
+using testing::LinkPair;
+using testing::Soon;
 
 struct Model {
   Model() : path(testing::WriteTinyModel(folder.path())), file(*GgufFile::Open(path)), spec(*ReadModelSpec(*file)) {}

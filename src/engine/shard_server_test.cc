@@ -1,7 +1,6 @@
 #include "engine/shard_server.h"
 
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 
 #include <thread>
 
@@ -10,21 +9,14 @@
 #include "model/spec_reader.h"
 #include "net/codec.h"
 #include "net/wire.pb.h"
+#include "tests/support/link_pair.h"
 #include "tests/support/tiny_model.h"
 
 namespace shoal {
 namespace {
 
-Deadline Soon() { return Deadline::After(std::chrono::seconds(30)); }
-
-std::pair<Link, Link> LinkPair() {
-  int fds[2];
-  EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
-  std::pair<Link, Link> links{Link(Fd(fds[0])), Link(Fd(fds[1]))};
-  links.first.Trust(1);
-  links.second.Trust(1);
-  return links;
-}
+using testing::LinkPair;
+using testing::Soon;
 
 // A model file and a head that serves it over a link of this process.
 struct Served {
