@@ -1,6 +1,7 @@
 // What: the head's side of a split model: listens for workers, starts the local ones, waits until all have joined, plans,
 // and has every worker load exactly its slices.
 // Owns: nothing that outlives a call, so a signal may end the process while it waits.
+// Threads: the caller's, which waits; a head that was asked for local workers alone gives up after 30 s, others after a day.
 // Fails: kOutOfMemory naming the node that is too small, kPeerTimeout when workers do not come in time, and whatever
 // loading fails with; children are ended by LocalWorkers.
 // Reads next: engine/remote_group.h, engine/worker.h (the other side).

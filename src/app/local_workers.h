@@ -1,6 +1,7 @@
 // What: local worker processes: `shoal worker` started by the head itself for --workers N.
 // Owns: the child processes; they end with the head (their link closes, and the kernel ends them if the head dies).
-// Threads: the one that started them.
+// Threads: the one that started them: the kernel ends them with that thread, not with the process.
+// Fails: kIo when a process cannot be started; those that were end with this object.
 #pragma once
 
 #include <sys/types.h>

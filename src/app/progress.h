@@ -1,4 +1,5 @@
 // What: a progress bar on stderr for long work; drawn on a terminal only, so logs and pipes stay clean.
+// Threads: any may add; one at a time draws, ten times a second at most.
 #pragma once
 
 #include <atomic>
