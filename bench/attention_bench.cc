@@ -18,14 +18,19 @@ namespace {
 constexpr int kBlock = limits::kBlockTokens;
 
 struct Setup {
-  Setup(int heads, int kv_heads, int dim, int rows, int context) {
+  Setup(int heads, int kv_heads, int dim, int rows, int context, KvType type) {
     const int blocks = (context + kBlock - 1) / kBlock;
-    const size_t cells = static_cast<size_t>(blocks) * kv_heads * kBlock * dim;
-    k_pool.resize(cells);
-    v_pool.resize(cells);
+    const size_t bytes = static_cast<size_t>(blocks) * kv_heads * CellBytes(type, dim);
+    k_pool.resize(bytes / sizeof(uint16_t));
+    v_pool.resize(bytes / sizeof(uint16_t));
     table.resize(static_cast<size_t>(blocks));
     std::iota(table.begin(), table.end(), 0);
-    layer = {.k = k_pool.data(), .v = v_pool.data(), .kv_heads = kv_heads, .k_dim = dim, .v_dim = dim};
+    layer = {.k = reinterpret_cast<std::byte*>(k_pool.data()),
+             .v = reinterpret_cast<std::byte*>(v_pool.data()),
+             .kv_heads = kv_heads,
+             .k_dim = dim,
+             .v_dim = dim,
+             .type = type};
     shape = {.heads = heads,
              .first_head = 0,
              .first_kv_head = 0,
@@ -62,7 +67,8 @@ double FmaPeak();
 void BM_Attend(benchmark::State& state) {
   const int heads = 32, kv_heads = static_cast<int>(state.range(2)), dim = static_cast<int>(state.range(3));
   const int rows = static_cast<int>(state.range(0)), context = static_cast<int>(state.range(1));
-  Setup setup(heads, kv_heads, dim, rows, context);
+  const auto type = static_cast<KvType>(state.range(4));
+  Setup setup(heads, kv_heads, dim, rows, context, type);
   for (auto _ : state) {
     Attend(setup.layer, setup.shape, {&setup.segment, 1}, setup.q.data(), 0, setup.out.data(), 0, 0, 1);
     benchmark::DoNotOptimize(setup.out.data());
@@ -72,26 +78,26 @@ void BM_Attend(benchmark::State& state) {
   state.counters["GFMA/s"] = benchmark::Counter(multiply_adds * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
   state.counters["share_of_peak"] =
       benchmark::Counter(multiply_adds / FmaPeak(), benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["KV_GB/s"] = benchmark::Counter(static_cast<double>(context) * kv_heads * dim * 4 * 1e-9,
-                                                 benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["KV_GB/s"] = benchmark::Counter(
+      static_cast<double>(context) * kv_heads * static_cast<double>(CellBytes(type, dim)) * 2 / kBlock * 1e-9,
+      benchmark::Counter::kIsIterationInvariantRate);
 }
 BENCHMARK(BM_Attend)
-    ->ArgNames({"rows", "context", "kv", "dim"})
-    ->ArgsProduct({{1, 128}, {128, 512, 2048}, {4}, {64}})
-    ->Args({1, 2048, 32, 64})
-    ->Args({128, 2048, 32, 64})
-    ->Args({1, 2048, 8, 128})
+    ->ArgNames({"rows", "context", "kv", "dim", "q8"})
+    ->ArgsProduct({{1, 128}, {128, 256, 512, 2048}, {4}, {64}, {0, 1}})
+    ->ArgsProduct({{1, 128}, {2048}, {32}, {64}, {0, 1}})
+    ->ArgsProduct({{1}, {2048}, {8}, {128}, {0, 1}})
     ->Unit(benchmark::kMicrosecond);
 
 void BM_StoreKv(benchmark::State& state) {
   const int rows = static_cast<int>(state.range(0));
-  Setup setup(32, 4, 64, rows, 512);
+  Setup setup(32, 4, 64, rows, 512, static_cast<KvType>(state.range(1)));
   for (auto _ : state) {
     StoreKv(setup.layer, {&setup.segment, 1}, setup.k.data(), 0, setup.v.data(), 0, 0, 1);
     benchmark::ClobberMemory();
   }
 }
-BENCHMARK(BM_StoreKv)->Arg(1)->Arg(128)->Unit(benchmark::kMicrosecond);
+BENCHMARK(BM_StoreKv)->ArgNames({"rows", "q8"})->ArgsProduct({{1, 128}, {0, 1}})->Unit(benchmark::kMicrosecond);
 
 double ThreadSeconds() {
   timespec now{};

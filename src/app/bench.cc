@@ -200,6 +200,7 @@ void Print(const BenchFlags& flags, const Session& session, const Figures& figur
                                  {"step_ms_p50", figures.step_p50 * 1e3},
                                  {"step_ms_p99", figures.step_p99 * 1e3},
                                  {"stages", flags.engine.stages},
+                                 {"kv_type", ToString(flags.engine.kv_type)},
                                  {"busy", figures.busy},
                                  {"load_ms", Seconds(session.load_time) * 1e3},
                                  {"weight_bytes", weights},

@@ -58,6 +58,14 @@ void AddModel(CLI::App* command, std::string& model) {
   command->add_option("model", model, "a GGUF file (any part of a split set)")->required()->envname("SHOAL_MODEL");
 }
 
+void AddKvType(CLI::App* command, KvType& type) {
+  const auto set = [&type](const std::string& name) { type = *KvTypeNamed(name); };
+  command->add_option_function<std::string>("--kv-type", set, "what the KV cache holds; q8_0 takes half the memory")
+      ->envname(Variable("kv-type"))
+      ->check(CLI::IsMember(std::vector<std::string>(kKvTypeNames.begin(), kKvTypeNames.end())))
+      ->default_str(std::string(ToString(type)));
+}
+
 void AddEngineFlags(CLI::App* command, EngineFlags& flags) {
   AddModel(command, flags.model);
   Flag(command, "--threads", flags.threads, "compute threads of each rank (default: the cores, shared out)")
@@ -80,6 +88,7 @@ void AddEngineFlags(CLI::App* command, EngineFlags& flags) {
       ->check(CLI::Range(1, limits::kMaxContext));
   Flag(command, "--kv-memory", flags.kv_memory, "KV cache of each rank, e.g. 2G (default: a quarter of the memory)")
       ->transform(CLI::AsSizeValue(false));
+  AddKvType(command, flags.kv_type);
   Switch(command, "--prefix-cache,!--no-prefix-cache", flags.prefix_cache, "compute shared beginnings of prompts once");
   Switch(command, "--speculate,!--no-speculate", flags.speculate,
          "guess tokens from what was said before and verify them together; output stays the same");
@@ -136,6 +145,7 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
   Flag(command, "--shares", flags.engine.shares, "weights of the workers, e.g. 3,1 (default: equal)")
       ->delimiter(',')
       ->check(Between(1e-6, 1e6));
+  AddKvType(command, flags.engine.kv_type);
   Flag(command, "--sequences", flags.sequences, "sequences decoding at once")
       ->check(CLI::Range(1, limits::kMaxStepSequences))
       ->capture_default_str();

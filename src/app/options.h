@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "core/kv_type.h"
+
 namespace shoal {
 
 // How a model is opened and split; shared by run, serve and bench.
@@ -24,6 +26,7 @@ struct EngineFlags {
   bool speculate = true;       // guess tokens from a sequence's own history where that pays
   int mixed_rows = -1;         // prompt rows beside decoding sequences at most; -1 = by measured time, 0 = all
   uint64_t kv_memory = 0;      // bytes of KV cache per rank; 0 = a quarter of the memory
+  KvType kv_type = KvType::kF16;
   std::string cluster_host = "127.0.0.1";
   int cluster_port = -1;   // -1: only when workers are waited for; 0 = chosen by the system
   std::string token_file;  // join token; made when the file is missing

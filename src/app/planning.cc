@@ -48,13 +48,14 @@ Result<ShardPlan> MakePlan(const ModelSpec& spec, const std::vector<NodeFacts>& 
   for (size_t i = 0; i < nodes.size(); ++i)
     shares.push_back({nodes[i].name, flags.shares.empty() ? 1.0 : flags.shares[i], 0});
   SHOAL_ASSIGN(ShardPlan plan, PlanSplit(ModelFacts(spec), shares, flags.stages));
+  plan.kv_type = flags.kv_type;
   std::vector<uint64_t> block_bytes;
   for (size_t r = 0; r < nodes.size(); ++r) {
     SHOAL_ASSIGN(const uint64_t rest, RestOf(nodes[r], spec, plan.ranks[r]));
     // When nothing is said: a quarter of the memory, and an eighth of the rest is left to the buffers of a step.
     const uint64_t wanted = flags.kv_memory != 0 ? flags.kv_memory : std::min(nodes[r].memory / 4, rest - rest / 8);
     shares[r].kv_budget = std::min(wanted, rest);
-    block_bytes.push_back(KvBlockBytes(spec, plan.ranks[r]));
+    block_bytes.push_back(KvBlockBytes(spec, plan.ranks[r], plan.kv_type));
   }
   SHOAL_RETURN_IF_ERROR(SizeKvPool(plan, ModelFacts(spec), shares, block_bytes, {flags.sequences}));
   return plan;

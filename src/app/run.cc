@@ -99,6 +99,7 @@ void PrintJson(const Session& session, const Completion& done, uint64_t seed, co
       {"finish_reason", Name(done.finish)},
       {"seed", seed},
       {"kernel", group.kernel},
+      {"kv_type", ToString(group.plan.kv_type)},
       {"ranks", ranks},
       {"speculation", {{"proposed", stats.proposed_tokens}, {"accepted", stats.accepted_tokens}}},
       {"timings",

@@ -67,6 +67,6 @@ class Executor {
 };
 
 // KV bytes of one block (kBlockTokens positions, the layers of the share) on the rank with `share`: how the pool is sized.
-size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share);
+size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share, KvType type);
 
 }  // namespace shoal

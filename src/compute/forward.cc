@@ -71,19 +71,20 @@ void Forward::PlanLayers() {
 }
 
 void Forward::ReserveKv(int blocks) {
-  kv_bytes_ = KvBlockBytes(spec_, plan_.ranks[Size(rank_)]) * Size(blocks);
+  kv_bytes_ = KvBlockBytes(spec_, plan_.ranks[Size(rank_)], plan_.kv_type) * Size(blocks);
   kv_.Reserve(std::max<size_t>(kv_bytes_, 64));
-  auto* at = reinterpret_cast<uint16_t*>(kv_.bytes());
+  std::byte* at = kv_.bytes();
   for (auto& layer : layers_) {
     auto& kv = layer.kv;
+    kv.type = plan_.kv_type;
     kv.kv_heads = static_cast<int>(layer.weights->shape.kv_heads.count());
     kv.k_dim = spec_.head_dim_k;
     kv.v_dim = spec_.head_dim_v;
-    const size_t positions = Size(blocks) * limits::kBlockTokens * Size(kv.kv_heads);
+    const size_t cells = Size(blocks) * Size(kv.kv_heads);
     kv.k = at;
-    at += positions * Size(kv.k_dim);
+    at += cells * kernels::CellBytes(kv.type, kv.k_dim);
     kv.v = at;
-    at += positions * Size(kv.v_dim);
+    at += cells * kernels::CellBytes(kv.type, kv.v_dim);
   }
 }
 

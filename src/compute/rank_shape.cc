@@ -4,7 +4,7 @@
 
 #include "base/checked.h"
 #include "compute/executor.h"
-#include "core/limits.h"
+#include "compute/kernels/attention.h"
 
 namespace shoal {
 namespace {
@@ -51,13 +51,12 @@ ReduceShares SharesOf(const ShardPlan& plan, int64_t units) {
   return shares;
 }
 
-size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share) {
+size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share, KvType type) {
+  const size_t cells = kernels::CellBytes(type, spec.head_dim_k) + kernels::CellBytes(type, spec.head_dim_v);
   size_t bytes = 0;
   for (int i = share.first_layer; i < share.last_layer; ++i) {
     const auto& layer = spec.layers[static_cast<size_t>(i)];
-    const auto kv_heads = static_cast<size_t>(ShapeOf(spec, layer, share.slices).kv_heads.count());
-    bytes +=
-        kv_heads * limits::kBlockTokens * static_cast<size_t>(spec.head_dim_k + spec.head_dim_v) * sizeof(uint16_t);
+    bytes += static_cast<size_t>(ShapeOf(spec, layer, share.slices).kv_heads.count()) * cells;
   }
   return bytes;
 }

@@ -19,7 +19,7 @@ std::vector<Stage> StagesOf(const ShardPlan& plan) {
 
 ShardPlan StagePlan(const ShardPlan& plan, const Stage& stage) {
   const auto first = plan.ranks.begin() + stage.first_rank;
-  return {{first, first + stage.ranks}, plan.kv_blocks, {}};
+  return {{first, first + stage.ranks}, plan.kv_blocks, {}, plan.kv_type};
 }
 
 int DrawingRank(const ShardPlan& plan) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "core/kv_type.h"
 #include "core/slices.h"
 
 namespace shoal {
@@ -32,6 +33,7 @@ struct ShardPlan {
   std::vector<RankShare> ranks;      // index = rank
   int kv_blocks = 0;                 // size of the block pool, the same on every rank
   std::vector<std::string> reasons;  // why, one line each
+  KvType kv_type = KvType::kF16;     // what the pool holds
   int size() const { return static_cast<int>(ranks.size()); }
 };
 

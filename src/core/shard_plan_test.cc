@@ -23,10 +23,12 @@ TEST(ShardPlan, StagesAreTheRunsOfRanksWithTheSameLayers) {
 }
 
 TEST(ShardPlan, AStageAloneKeepsItsSharesAndThePool) {
-  const ShardPlan plan = TwoAndOne();
+  ShardPlan plan = TwoAndOne();
+  plan.kv_type = KvType::kQ8_0;
   const ShardPlan stage = StagePlan(plan, StagesOf(plan)[0]);
   EXPECT_EQ(stage.ranks, (std::vector<RankShare>{{{0, 5}, 0, 7}, {{5, 16}, 0, 7}}));
   EXPECT_EQ(stage.kv_blocks, 10);
+  EXPECT_EQ(stage.kv_type, KvType::kQ8_0);
 }
 
 TEST(ShardPlan, AnErrorNamesWhatDoesNotFit) {

@@ -157,6 +157,7 @@ void EncodeShardPlan(const ShardPlan& plan, wire::ShardPlan* to) {
     made->set_last_layer(static_cast<uint32_t>(share.last_layer));
   }
   to->set_kv_blocks(static_cast<uint32_t>(plan.kv_blocks));
+  to->set_kv_type(static_cast<uint32_t>(plan.kv_type));
   for (const std::string& reason : plan.reasons) to->add_reasons(Cut(reason, kMaxMessageText));
 }
 
@@ -176,6 +177,8 @@ Result<ShardPlan> DecodeShardPlan(const wire::ShardPlan& from) {
   const auto blocks = Count(from.kv_blocks(), std::numeric_limits<BlockId>::max());
   if (!blocks) return Bad("kv_blocks");
   plan.kv_blocks = *blocks;
+  if (from.kv_type() >= kKvTypeNames.size()) return Bad("kv_type");
+  plan.kv_type = static_cast<KvType>(from.kv_type());
   for (const auto& reason : from.reasons()) plan.reasons.push_back(Cut(reason, kMaxMessageText));
   return plan;
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The same request gives the same bits whatever the split: ids and the hash of all logits, over worker processes, shares,
-threads and prompt chunks; greedy and seeded sampling."""
+threads and prompt chunks; greedy and seeded sampling; for either type of the KV cache."""
 from shoal_process import SHARED, Server, any_model, main, run_json
 
 MODELS = ["models/llama-stories3M/stories3M-f32.gguf", "models/llama-stories3M/stories3M-q8_0.gguf",
@@ -16,12 +16,13 @@ VARIANTS = [["--threads", "2"], ["--step-rows", "1"], ["--step-rows", "7"], ["--
             ["--workers", "2", "--step-rows", "7", "--threads", "2"]]
 GUESSES = [["--speculate"], ["--speculate", "--workers", "2"], ["--speculate", "--workers", "2", "--stages", "2"], ["--speculate", "--step-rows", "3"]]
 PLAIN = ["--no-speculate", "--no-prefix-cache"]
+Q8_0 = ["--kv-type", "q8_0"]
 
 
-def case_of(path):
+def case_of(path, *cache):
     def check():
         for sampling in (GREEDY, SEEDED):
-            arguments = ["run", path, "-p", PROMPT, "-n", "24", "--ignore-eos", *sampling]
+            arguments = ["run", path, "-p", PROMPT, "-n", "24", "--ignore-eos", *cache, *sampling]
             alone = run_json(*arguments, *PLAIN, "--threads", "1")
             assert len(alone["ids"]) == 24, alone
             # Every split is tried greedily; sampling draws from the same logits, so three of them are enough there.
@@ -31,24 +32,24 @@ def case_of(path):
                 assert other["logits_sha256"] == alone["logits_sha256"], f"{extra} {sampling}: logits differ"
             # What was said before is guessed again: a prompt that repeats itself, and enough tokens to loop.
             arguments = ["run", path, "-p", "the dog and the cat and the dog and the cat and the dog", "-n", "80", "--ignore-eos",
-                         "--threads", "1", *sampling]
+                         "--threads", "1", *cache, *sampling]
             alone = run_json(*arguments, *PLAIN)
             for extra in GUESSES:
                 other = run_json(*arguments, *extra)
                 assert other["ids"] == alone["ids"], f"{extra} {sampling}: ids differ"
                 assert other["logits_sha256"] == alone["logits_sha256"], f"{extra} {sampling}: logits differ"
-    check.__name__ = path.name
+    check.__name__ = " ".join([path.name, *cache])
     return check
 
 
-def a_known_beginning_changes_nothing():
+def a_known_beginning_changes_nothing(*cache):
     """Served twice, and after one with the same beginning: the second time from the prefix cache."""
     path = SHARED / MODELS[1] if (SHARED / MODELS[1]).exists() else any_model("no such reference")
     for fields in (dict(temperature=0), dict(temperature=0.9, seed=7)):
         fields = dict(fields, max_tokens=40, logprobs=5)
-        with Server(path, *PLAIN) as server:
+        with Server(path, *PLAIN, *cache) as server:
             fresh = [server.complete(prompt=text, **fields) for text in (PROMPT, PROMPT + " One day")]
-        with Server(path, "--workers", "2", "--speculate", "--prefix-cache") as server:
+        with Server(path, "--workers", "2", "--speculate", "--prefix-cache", *cache) as server:
             for text, expected, known in ((PROMPT, fresh[0], 0), (PROMPT, fresh[0], 16), (PROMPT + " One day", fresh[1], 16)):
                 got = server.complete(prompt=text, **fields)
                 assert got["choices"] == expected["choices"], f"{text!r} {fields}"
@@ -56,6 +57,12 @@ def a_known_beginning_changes_nothing():
                 assert cached >= known and (known or cached == 0), cached
 
 
+def a_known_beginning_changes_nothing_in_q8_0():
+    a_known_beginning_changes_nothing(*Q8_0)
+
+
 if __name__ == "__main__":
-    main([a_known_beginning_changes_nothing] + [case_of(SHARED / model) for model in MODELS if (SHARED / model).exists()]
-         + [case_of(any_model("no such reference", "--heads", 6, "--kv-heads", 3, "--dim", 96, "--ffn", 172))])
+    made = any_model("no such reference", "--heads", 6, "--kv-heads", 3, "--dim", 96, "--ffn", 172)
+    main([a_known_beginning_changes_nothing, a_known_beginning_changes_nothing_in_q8_0]
+         + [case_of(SHARED / model) for model in MODELS if (SHARED / model).exists()] + [case_of(made)]
+         + [case_of(SHARED / model, *Q8_0) for model in MODELS[1:3] if (SHARED / model).exists()] + [case_of(made, *Q8_0)])

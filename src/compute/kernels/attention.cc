@@ -31,6 +31,7 @@ using DF = hn::CappedTag<float, kBlock>;
 using DH = hn::Rebind<hwy::float16_t, DF>;
 using DU16 = hn::Rebind<uint16_t, DF>;
 using DI = hn::Rebind<int32_t, DF>;
+using DI8 = hn::Rebind<int8_t, DF>;
 using V = hn::Vec<DF>;
 constexpr size_t kLanes = hn::MaxLanes(DF());
 static_assert(kBlock % kLanes == 0);
@@ -67,40 +68,119 @@ HWY_INLINE V ExpNegative(V x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -86.0f)), hn::Mul(p, hn::BitCast(d, power)));
 }
 
-// Where the right-hand matrix of a product lies: At(row, column), rows Stride() apart up to RunEnd(row).
-// A span widened to f32.
-struct WideRows {
-  using Element = float;
-  const float* data;
-  size_t stride;
-  const float* At(int row, size_t column) const { return data + static_cast<size_t>(row) * stride + column; }
-  size_t Stride() const { return stride; }
-  int RunEnd(int) const { return std::numeric_limits<int>::max(); }
-};
-// Keys as they lie in the cache: a row is a dimension, a column a position of the span.
-struct CachedKeys {
-  using Element = uint16_t;
-  const uint16_t* block[kBlocksPerSpan];
-  const uint16_t* At(int row, size_t column) const {
-    return block[column / kBlock] + static_cast<size_t>(row) * kBlock + column % kBlock;
+// The cells of a span; of its blocks only those that are read.
+struct Cells {
+  const std::byte* block[kBlocksPerSpan] = {};
+  template <class T>
+  const T* As(size_t b) const {
+    return reinterpret_cast<const T*>(block[b]);
   }
-  size_t Stride() const { return kBlock; }
-  int RunEnd(int) const { return std::numeric_limits<int>::max(); }
-};
-// Values as they lie in the cache: a row is a position of the span, a column a dimension.
-struct CachedValues {
-  using Element = uint16_t;
-  const uint16_t* block[kBlocksPerSpan];
-  size_t v_dim;
-  const uint16_t* At(int row, size_t column) const {
-    return block[row / kBlock] + static_cast<size_t>(row % kBlock) * v_dim + column;
-  }
-  size_t Stride() const { return v_dim; }
-  int RunEnd(int row) const { return (row / kBlock + 1) * kBlock; }
 };
 
-HWY_INLINE V LoadElements(const float* from) { return hn::Load(DF(), from); }
-HWY_INLINE V LoadElements(const uint16_t* from) { return FromHalf(from); }
+// The right-hand matrices of products. RunAt(row, column) stands at a vector of a row and goes down the rows with
+// Next(), up to RunEnd(row).
+// A span widened to f32.
+struct WideRows {
+  const float* data;
+  size_t stride;
+  struct Run {
+    const float* at;
+    size_t stride;
+    HWY_INLINE V Next() {
+      const V x = hn::Load(DF(), at);
+      at += stride;
+      return x;
+    }
+  };
+  HWY_INLINE Run RunAt(int row, size_t column) const {
+    return {data + static_cast<size_t>(row) * stride + column, stride};
+  }
+  HWY_INLINE int RunEnd(int) const { return std::numeric_limits<int>::max(); }
+};
+
+struct HalfRun {
+  const uint16_t* at;
+  size_t stride;
+  HWY_INLINE V Next() {
+    const V x = FromHalf(at);
+    at += stride;
+    return x;
+  }
+};
+// Keys as they lie in the cache: a row is a dimension, a column a position of the span.
+struct HalfKeys {
+  Cells cells;
+  HWY_INLINE HalfRun RunAt(int row, size_t column) const {
+    return {cells.As<uint16_t>(column / kBlock) + static_cast<size_t>(row) * kBlock + column % kBlock, kBlock};
+  }
+  HWY_INLINE int RunEnd(int) const { return std::numeric_limits<int>::max(); }
+};
+// Values as they lie in the cache: a row is a position of the span, a column a dimension.
+struct HalfValues {
+  Cells cells;
+  size_t v_dim;
+  HWY_INLINE const uint16_t* At(int row, size_t column) const {
+    return cells.As<uint16_t>(static_cast<size_t>(row / kBlock)) + static_cast<size_t>(row % kBlock) * v_dim + column;
+  }
+  HWY_INLINE HalfRun RunAt(int row, size_t column) const { return {At(row, column), v_dim}; }
+  HWY_INLINE V Rest(int row, size_t column) const {  // less than a vector, filled up with 0
+    HWY_ALIGN uint16_t rest[kLanes] = {};
+    std::copy(At(row, column), At(row, v_dim), rest);
+    return FromHalf(rest);
+  }
+  HWY_INLINE int RunEnd(int row) const { return (row / kBlock + 1) * kBlock; }
+};
+
+constexpr uint16_t kNoScale = 0x7e00;  // a half that is NaN
+HWY_INLINE V FromCodes(const int8_t* from) { return hn::ConvertTo(DF(), hn::PromoteTo(DI(), hn::LoadU(DI8(), from))); }
+// The same two of q8_0; scales [..][kSpanTokens] of the span, widened. A product with a scale is exact.
+struct CodedKeys {
+  Cells cells;
+  const float* scales;
+  struct Run {
+    const int8_t* at;
+    V scale;
+    HWY_INLINE V Next() {
+      const V x = hn::Mul(FromCodes(at), scale);
+      at += kBlock;
+      return x;
+    }
+  };
+  HWY_INLINE Run RunAt(int row, size_t column) const {
+    return {cells.As<int8_t>(column / kBlock) + static_cast<size_t>(row) * kBlock + column % kBlock,
+            hn::Load(DF(), scales + static_cast<size_t>(row / kScaledValues) * kSpanTokens + column)};
+  }
+  HWY_INLINE int RunEnd(int row) const { return (row / kScaledValues + 1) * kScaledValues; }
+};
+struct CodedValues {
+  Cells cells;
+  const float* scales;
+  size_t v_dim;
+  struct Run {
+    const int8_t* at;
+    const float* scale;
+    size_t stride;
+    HWY_INLINE V Next() {
+      const V x = hn::Mul(FromCodes(at), hn::Set(DF(), *scale++));
+      at += stride;
+      return x;
+    }
+  };
+  HWY_INLINE const int8_t* At(int row, size_t column) const {
+    return cells.As<int8_t>(static_cast<size_t>(row / kBlock)) + static_cast<size_t>(row % kBlock) * v_dim + column;
+  }
+  HWY_INLINE const float* ScaleAt(int row, size_t column) const {
+    return scales + column / kScaledValues * kSpanTokens + static_cast<size_t>(row);
+  }
+  HWY_INLINE Run RunAt(int row, size_t column) const { return {At(row, column), ScaleAt(row, column), v_dim}; }
+  HWY_INLINE V Rest(int row, size_t column) const {
+    HWY_ALIGN int8_t rest[kLanes] = {};
+    std::copy(At(row, column), At(row, v_dim), rest);
+    return hn::Mul(FromCodes(rest), hn::Set(DF(), *ScaleAt(row, column)));
+  }
+  HWY_INLINE int RunEnd(int row) const { return (row / kBlock + 1) * kBlock; }
+};
+static_assert(kScaledValues % kBlock == 0);  // a vector of values has one scale
 
 // c[m][column .. + N vectors) (+)= sum over j in [begin, end) of a[m][j] * b[j][...], one FMA chain per
 // element, in order of j.
@@ -118,16 +198,13 @@ HWY_INLINE void MultiplyTile(const float* const* a, int begin, int end, const Ro
   }
   for (int j = begin; j < end;) {
     const int run_end = std::min(end, b.RunEnd(j));
-    const typename Rows::Element* row[N];
+    decltype(b.RunAt(j, column)) run[N];
     HWY_UNROLL(4)
-    for (size_t i = 0; i < N; ++i) row[i] = b.At(j, column + i * kLanes);
+    for (size_t i = 0; i < N; ++i) run[i] = b.RunAt(j, column + i * kLanes);
     for (; j < run_end; ++j) {
       V x[N];
       HWY_UNROLL(4)
-      for (size_t i = 0; i < N; ++i) {
-        x[i] = LoadElements(row[i]);
-        row[i] += b.Stride();
-      }
+      for (size_t i = 0; i < N; ++i) x[i] = run[i].Next();
       HWY_UNROLL(8)
       for (int m = 0; m < M; ++m) {
         const V y = hn::Set(d, a[m][j]);
@@ -180,27 +257,25 @@ HWY_INLINE void Multiply(int rows, const float* const* a, int begin, int end, co
 }
 
 // Blocks [first, last) of a span, widened to [k_dim][kSpanTokens].
-HWY_NOINLINE void WidenKeys(const CachedKeys& k, size_t k_dim, int first, int last, float* keys) {
-  const DF d;
+template <class Keys>
+HWY_NOINLINE void WidenKeys(const Keys& k, size_t k_dim, int first, int last, float* keys) {
   for (size_t i = 0; i < k_dim; ++i) {
     for (size_t j = static_cast<size_t>(first) * kBlock; j < static_cast<size_t>(last) * kBlock; j += kLanes) {
-      hn::Store(FromHalf(k.At(static_cast<int>(i), j)), d, keys + i * kSpanTokens + j);
+      hn::Store(k.RunAt(static_cast<int>(i), j).Next(), DF(), keys + i * kSpanTokens + j);
     }
   }
 }
 
 // The same to [kSpanTokens][v_pad] (padding is 0).
-HWY_NOINLINE void WidenValues(const CachedValues& v, int first, int last, float* values, size_t v_pad) {
+template <class Values>
+HWY_NOINLINE void WidenValues(const Values& v, int first, int last, float* values, size_t v_pad) {
   const DF d;
   for (int j = first * kBlock; j < last * kBlock; ++j) {
-    const uint16_t* from = v.At(j, 0);
     float* to = values + static_cast<size_t>(j) * v_pad;
     size_t i = 0;
-    for (; i + kLanes <= v.v_dim; i += kLanes) hn::Store(FromHalf(from + i), d, to + i);
+    for (; i + kLanes <= v.v_dim; i += kLanes) hn::Store(v.RunAt(j, i).Next(), d, to + i);
     if (i < v.v_dim) {
-      HWY_ALIGN uint16_t rest[kLanes] = {};
-      std::copy(from + i, from + v.v_dim, rest);
-      hn::Store(FromHalf(rest), d, to + i);
+      hn::Store(v.Rest(j, i), d, to + i);
       i += kLanes;
     }
     for (; i < v_pad; i += kLanes) hn::Store(hn::Zero(d), d, to + i);
@@ -269,6 +344,7 @@ HWY_NOINLINE float Exponentials(float* scores, int first, int last, float maximu
 // weights[first, last) times `factor`, rounded to f16.
 HWY_INLINE void RoundWeights(float* weights, int first, int last, float factor) {
   const DF d;
+  if (std::isnan(factor)) return std::fill(weights + first, weights + last, factor);  // an f16 conversion may lose NaN
   const V by = hn::Set(d, factor);
   for (int i = first; i < last; i += static_cast<int>(kLanes)) {
     const V x = hn::Mul(hn::Load(d, weights + i), by);
@@ -401,28 +477,64 @@ HWY_INLINE void AddSpan(const UnitWork& work, int base, int tile, const Values& 
   }
 }
 
-// The spans of a unit in order: visit(base, first block, last block, keys, values).
+// The spans of a unit in order: visit(base, first block, last block, their cells of `pool`).
 template <class Visit>
-HWY_INLINE void ForEachSpan(const KvLayer& layer, const AttentionUnit& unit, int begin, int end, Visit&& visit) {
-  const size_t k_cell = static_cast<size_t>(layer.k_dim) * kBlock, v_cell = static_cast<size_t>(layer.v_dim) * kBlock;
+HWY_INLINE void ForEachSpan(const KvLayer& layer, const AttentionUnit& unit, int begin, int end, const std::byte* pool,
+                            size_t cell_bytes, Visit&& visit) {
   for (int base = begin / kSpanTokens * kSpanTokens; base < end; base += kSpanTokens) {
     const int first = std::max(0, begin - base) / kBlock;
     const int last = (std::min(end - base, kSpanTokens) + kBlock - 1) / kBlock;
-    CachedKeys keys{};
-    CachedValues values{.block = {}, .v_dim = static_cast<size_t>(layer.v_dim)};
+    Cells cells;
     for (int b = first; b < last; ++b) {
       const BlockId block = unit.segment->blocks[static_cast<size_t>(base / kBlock + b)];
       const size_t cell =
           static_cast<size_t>(block) * static_cast<size_t>(layer.kv_heads) + static_cast<size_t>(unit.kv_head);
-      keys.block[b] = layer.k + cell * k_cell;
-      values.block[b] = layer.v + cell * v_cell;
+      cells.block[b] = pool + cell * cell_bytes;
     }
-    visit(base, first, last, keys, values);
+    visit(base, first, last, cells);
   }
 }
 
-void AttendUnit(const KvLayer& layer, const AttentionShape& shape, const AttentionUnit& unit, const float* q,
-                size_t q_stride, float* out, size_t out_stride, AttentionScratch& scratch) {
+// How the cells of a span are read, by the cache's type.
+struct HalfCache {
+  static constexpr KvType kType = KvType::kF16;
+  static HWY_INLINE HalfKeys Keys(const Cells& cells, int, int, int, AttentionScratch&) { return {cells}; }
+  static HWY_INLINE HalfValues Values(const Cells& cells, int, int, int v_dim, AttentionScratch&) {
+    return {cells, static_cast<size_t>(v_dim)};
+  }
+};
+struct CodedCache {
+  static constexpr KvType kType = KvType::kQ8_0;
+  static HWY_INLINE CodedKeys Keys(const Cells& cells, int first, int last, int k_dim, AttentionScratch& scratch) {
+    return {cells, WidenScales(cells, first, last, k_dim, scratch)};
+  }
+  static HWY_INLINE CodedValues Values(const Cells& cells, int first, int last, int v_dim, AttentionScratch& scratch) {
+    return {cells, WidenScales(cells, first, last, v_dim, scratch), static_cast<size_t>(v_dim)};
+  }
+  static HWY_NOINLINE const float* WidenScales(const Cells& cells, int first, int last, int dim,
+                                               AttentionScratch& scratch) {
+    const DF d;
+    float* scales = scratch.scales.Get(ScalesOf(dim) * kSpanTokens);
+    for (size_t b = static_cast<size_t>(first); b < static_cast<size_t>(last); ++b) {
+      const auto* from = reinterpret_cast<const uint16_t*>(cells.block[b] + static_cast<size_t>(dim) * kBlock);
+      for (size_t g = 0; g < ScalesOf(dim); ++g) {
+        for (size_t j = 0; j < kBlock; j += kLanes) {
+          // An f16 conversion may lose NaN.
+          const auto bits = hn::PromoteTo(DI(), hn::LoadU(DU16(), from + g * kBlock + j));
+          const auto none = hn::RebindMask(d, hn::Eq(bits, hn::Set(DI(), kNoScale)));
+          const V scale = hn::IfThenElse(none, hn::NaN(d), FromHalf(from + g * kBlock + j));
+          hn::Store(scale, d, scales + g * kSpanTokens + b * kBlock + j);
+        }
+      }
+    }
+    return scales;
+  }
+};
+
+template <class Cache>
+HWY_INLINE void AttendCached(const KvLayer& layer, const AttentionShape& shape, const AttentionUnit& unit,
+                             const float* q, size_t q_stride, float* out, size_t out_stride,
+                             AttentionScratch& scratch) {
   const size_t v_dim = static_cast<size_t>(layer.v_dim);
   const size_t v_pad = (v_dim + kBlock - 1) / kBlock * kBlock;
   const size_t k_dim = static_cast<size_t>(layer.k_dim);
@@ -450,14 +562,17 @@ void AttendUnit(const KvLayer& layer, const AttentionShape& shape, const Attenti
   const bool direct = unit.pairs() <= kDirectPairs && v_dim == v_pad;
   float* wide_keys = direct ? nullptr : scratch.keys.Get(k_dim * kSpanTokens);
   float* wide_values = direct ? nullptr : scratch.values.Get(v_pad * kSpanTokens);
-  ForEachSpan(layer, unit, begin, end, [&](int base, int first, int last, const CachedKeys& keys, const CachedValues&) {
-    if (direct) return ScoreSpan(work, base, kMaxTilePairs, keys);
-    WidenKeys(keys, k_dim, first, last, wide_keys);
-    ScoreSpan(work, base, kWideTilePairs, WideRows{wide_keys, kSpanTokens});
-  });
+  ForEachSpan(layer, unit, begin, end, layer.k, CellBytes(Cache::kType, layer.k_dim),
+              [&](int base, int first, int last, const Cells& cells) {
+                const auto keys = Cache::Keys(cells, first, last, layer.k_dim, scratch);
+                if (direct) return ScoreSpan(work, base, kMaxTilePairs, keys);
+                WidenKeys(keys, k_dim, first, last, wide_keys);
+                ScoreSpan(work, base, kWideTilePairs, WideRows{wide_keys, kSpanTokens});
+              });
   SoftmaxUnit(work);
-  ForEachSpan(layer, unit, begin, end,
-              [&](int base, int first, int last, const CachedKeys&, const CachedValues& values) {
+  ForEachSpan(layer, unit, begin, end, layer.v, CellBytes(Cache::kType, layer.v_dim),
+              [&](int base, int first, int last, const Cells& cells) {
+                const auto values = Cache::Values(cells, first, last, layer.v_dim, scratch);
                 if (direct) return AddSpan(work, base, kMaxTilePairs, values);
                 WidenValues(values, first, last, wide_values, v_pad);
                 AddSpan(work, base, kWideTilePairs, WideRows{wide_values, v_pad});
@@ -468,6 +583,13 @@ void AttendUnit(const KvLayer& layer, const AttentionShape& shape, const Attenti
                 out + (first_row + row) * out_stride + (static_cast<size_t>(unit.head) + head) * v_dim);
     if (++head == static_cast<size_t>(unit.heads)) head = 0, ++row;
   }
+}
+
+void AttendUnit(const KvLayer& layer, const AttentionShape& shape, const AttentionUnit& unit, const float* q,
+                size_t q_stride, float* out, size_t out_stride, AttentionScratch& scratch) {
+  const bool coded = layer.type == KvType::kQ8_0;
+  return coded ? AttendCached<CodedCache>(layer, shape, unit, q, q_stride, out, out_stride, scratch)
+               : AttendCached<HalfCache>(layer, shape, unit, q, q_stride, out, out_stride, scratch);
 }
 
 HWY_INLINE void ToHalf(const float* from, size_t n, uint16_t* to) {
@@ -485,25 +607,95 @@ HWY_INLINE void ToHalf(const float* from, size_t n, uint16_t* to) {
   }
 }
 
-// Rows k and v (of one KV head) go to positions first, first + 1, ... of one block.
-void StoreBlock(const KvLayer& layer, BlockId block, int kv_head, int first, int rows, const float* k, size_t k_stride,
-                const float* v, size_t v_stride) {
-  const size_t cell = static_cast<size_t>(block) * static_cast<size_t>(layer.kv_heads) + static_cast<size_t>(kv_head);
-  const size_t k_dim = static_cast<size_t>(layer.k_dim), v_dim = static_cast<size_t>(layer.v_dim);
-  uint16_t* keys = layer.k + cell * k_dim * kBlock + first;
-  uint16_t* values = layer.v + (cell * kBlock + static_cast<size_t>(first)) * v_dim;
+HWY_INLINE void StoreHalves(const BlockRows& from, size_t k_dim, size_t v_dim, uint16_t* keys, uint16_t* values) {
   constexpr size_t kPiece = 64;
   uint16_t half[kBlock][kPiece];
   for (size_t begin = 0; begin < k_dim; begin += kPiece) {
     const size_t n = std::min(kPiece, k_dim - begin);
-    for (int r = 0; r < rows; ++r) ToHalf(k + static_cast<size_t>(r) * k_stride + begin, n, half[r]);
+    for (int r = 0; r < from.rows; ++r) {
+      ToHalf(from.k + static_cast<size_t>(r) * from.k_stride + begin, n, half[r]);
+    }
     for (size_t i = 0; i < n; ++i) {
-      for (int r = 0; r < rows; ++r) keys[(begin + i) * kBlock + static_cast<size_t>(r)] = half[r][i];
+      for (int r = 0; r < from.rows; ++r) keys[(begin + i) * kBlock + static_cast<size_t>(from.first + r)] = half[r][i];
     }
   }
-  for (int r = 0; r < rows; ++r) {
-    ToHalf(v + static_cast<size_t>(r) * v_stride, v_dim, values + static_cast<size_t>(r) * v_dim);
+  for (int r = 0; r < from.rows; ++r) {
+    ToHalf(from.v + static_cast<size_t>(r) * from.v_stride, v_dim,
+           values + static_cast<size_t>(from.first + r) * v_dim);
   }
+}
+
+// The largest magnitude's bits: NaN counts as the largest.
+HWY_INLINE int32_t LargestBits(const float* group) {
+  const DI di;
+  auto largest = hn::Zero(di);
+  for (size_t i = 0; i < kScaledValues; i += kLanes) {
+    const auto bits = hn::BitCast(di, hn::Load(DF(), group + i));
+    largest = hn::Max(largest, hn::And(bits, hn::Set(di, 0x7fffffff)));
+  }
+  return hn::ReduceMax(di, largest);
+}
+
+HWY_INLINE void ToCodes(const float* group, float inverse, int8_t* codes) {
+  const DI di;
+  const V by = hn::Set(DF(), inverse);
+  for (size_t i = 0; i < kScaledValues; i += kLanes) {
+    const auto nearest = hn::NearestInt(hn::Mul(hn::Load(DF(), group + i), by));
+    const auto code = hn::Min(hn::Max(nearest, hn::Set(di, -127)), hn::Set(di, 127));
+    hn::StoreU(hn::DemoteTo(DI8(), code), DI8(), codes + i);
+  }
+}
+
+// Codes and scales of some rows: put(row, dimension, codes, how many).
+template <class Put>
+HWY_INLINE void StoreCodes(const float* from, size_t stride, int first, int rows, size_t dim, uint16_t* scales,
+                           Put&& put) {
+  constexpr size_t kGroup = kScaledValues;
+  HWY_ALIGN float group[kBlock][kGroup];
+  HWY_ALIGN int8_t codes[kGroup];
+  HWY_ALIGN float scale[kBlock] = {};
+  HWY_ALIGN uint16_t half[kBlock];
+  bool finite[kBlock];
+  for (size_t begin = 0; begin < dim; begin += kGroup) {
+    const size_t n = std::min(kGroup, dim - begin);
+    for (int r = 0; r < rows; ++r) {
+      const float* row = from + static_cast<size_t>(r) * stride + begin;
+      std::fill(std::copy(row, row + n, group[r]), group[r] + kGroup, 0.0f);
+      scale[r] = hwy::BitCastScalar<float>(LargestBits(group[r])) / 127.0f;
+      finite[r] = scale[r] < 65520.0f;  // from there on, f16 is infinite; false for NaN
+    }
+    ToHalf(scale, kBlock, half);
+    for (size_t i = 0; i < kBlock; i += kLanes) hn::Store(FromHalf(half + i), DF(), scale + i);
+    for (int r = 0; r < rows; ++r) {
+      scales[begin / kGroup * kBlock + static_cast<size_t>(first + r)] = finite[r] ? half[r] : kNoScale;
+      if (finite[r] && scale[r] > 0) {
+        ToCodes(group[r], 1.0f / scale[r], codes);
+      } else {
+        std::fill_n(codes, kGroup, int8_t{0});
+      }
+      put(static_cast<size_t>(first + r), begin, codes, n);
+    }
+  }
+}
+
+void StoreBlock(const KvLayer& layer, BlockId block, int kv_head, const BlockRows& from) {
+  const size_t cell = static_cast<size_t>(block) * static_cast<size_t>(layer.kv_heads) + static_cast<size_t>(kv_head);
+  const size_t k_dim = static_cast<size_t>(layer.k_dim), v_dim = static_cast<size_t>(layer.v_dim);
+  std::byte* keys = layer.k + cell * CellBytes(layer.type, layer.k_dim);
+  std::byte* values = layer.v + cell * CellBytes(layer.type, layer.v_dim);
+  if (layer.type == KvType::kF16) {
+    return StoreHalves(from, k_dim, v_dim, reinterpret_cast<uint16_t*>(keys), reinterpret_cast<uint16_t*>(values));
+  }
+  auto* k_codes = reinterpret_cast<int8_t*>(keys);
+  auto* v_codes = reinterpret_cast<int8_t*>(values);
+  StoreCodes(from.k, from.k_stride, from.first, from.rows, k_dim, reinterpret_cast<uint16_t*>(keys + k_dim * kBlock),
+             [&](size_t row, size_t i, const int8_t* codes, size_t n) {
+               for (size_t x = 0; x < n; ++x) k_codes[(i + x) * kBlock + row] = codes[x];
+             });
+  StoreCodes(from.v, from.v_stride, from.first, from.rows, v_dim, reinterpret_cast<uint16_t*>(values + v_dim * kBlock),
+             [&](size_t row, size_t i, const int8_t* codes, size_t n) {
+               std::copy(codes, codes + n, v_codes + row * v_dim + i);
+             });
 }
 
 }  // namespace HWY_NAMESPACE
@@ -636,9 +828,13 @@ void StoreKv(const KvLayer& layer, std::span<const Segment> segments, const floa
       const size_t source = static_cast<size_t>(segment.first_row + row);
       for (int kv = 0; kv < layer.kv_heads; ++kv) {
         if (unit++ % nth != ith) continue;
-        store(layer, segment.blocks[static_cast<size_t>(position / kBlock)], kv, first, rows,
-              k + source * k_stride + static_cast<size_t>(kv) * k_dim, k_stride,
-              v + source * v_stride + static_cast<size_t>(kv) * v_dim, v_stride);
+        store(layer, segment.blocks[static_cast<size_t>(position / kBlock)], kv,
+              {.first = first,
+               .rows = rows,
+               .k = k + source * k_stride + static_cast<size_t>(kv) * k_dim,
+               .k_stride = k_stride,
+               .v = v + source * v_stride + static_cast<size_t>(kv) * v_dim,
+               .v_stride = v_stride});
       }
       row += rows;
     }

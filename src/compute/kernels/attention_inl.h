@@ -14,7 +14,7 @@ namespace shoal::kernels {
 inline constexpr int kBlock = limits::kBlockTokens;
 inline constexpr int kBlocksPerSpan = kSpanTokens / kBlock;
 // A pair is one row and one query head. How many have their sums in registers together:
-inline constexpr int kMaxTilePairs = 8;   // reading the f16 cache
+inline constexpr int kMaxTilePairs = 8;   // reading the cache as it is
 inline constexpr int kWideTilePairs = 4;  // reading a span widened to f32
 inline constexpr int kDirectPairs = 16;   // up to so many, widening first does not pay
 inline constexpr int kUnitPairs = 128;    // pairs that share one widening of a span to f32
@@ -36,6 +36,16 @@ struct AttentionUnit {
   int head = 0;     // first query head, of this rank
   int heads = 0;
   int pairs() const { return rows * heads; }
+};
+
+// What StoreBlock writes: rows k and v (of one KV head) go to positions first, first + 1, ... of one block.
+struct BlockRows {
+  int first = 0;
+  int rows = 0;
+  const float* k = nullptr;
+  size_t k_stride = 0;
+  const float* v = nullptr;
+  size_t v_stride = 0;
 };
 
 // Positions [begin, end) seen by the row at `position`.
@@ -66,6 +76,7 @@ class Floats {
 struct AttentionScratch {
   Floats keys;    // [k_dim][kSpanTokens]
   Floats values;  // [kSpanTokens][padded v_dim]
+  Floats scales;  // [ScalesOf(k_dim or v_dim)][kSpanTokens]
   Floats scores;  // [pairs of the unit][ScoreStride]
   Floats acc;     // [kUnitPairs][padded v_dim]
   Floats maxima;  // [kUnitPairs]

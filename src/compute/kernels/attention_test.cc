@@ -14,7 +14,9 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/limits.h"
@@ -39,6 +41,7 @@ struct Model {
   int v_dim = 16;
   int window = 0;
   float softcap = 0;
+  KvType type = KvType::kF16;
   int group() const { return heads / kv_heads; }
   float scale() const { return 1.0f / std::sqrt(static_cast<float>(k_dim)); }
 };
@@ -46,8 +49,60 @@ struct Model {
 std::string Name(const Model& m) {
   return "heads " + std::to_string(m.heads) + "/" + std::to_string(m.kv_heads) + " dims " + std::to_string(m.k_dim) +
          "/" + std::to_string(m.v_dim) + " window " + std::to_string(m.window) + " softcap " +
-         std::to_string(m.softcap);
+         std::to_string(m.softcap) + " " + std::string(ToString(m.type));
 }
+
+// One row of the cache as attention reads it.
+std::vector<float> Stored(KvType type, std::span<const float> row) {
+  std::vector<float> out;
+  if (type == KvType::kF16) {
+    for (const float x : row) out.push_back(Rounded(x));
+    return out;
+  }
+  for (size_t begin = 0; begin < row.size(); begin += kScaledValues) {
+    const auto group = row.subspan(begin, std::min<size_t>(kScaledValues, row.size() - begin));
+    float largest = 0;
+    for (const float x : group) largest = std::max(largest, std::abs(x));
+    const float scale = Rounded(largest / 127);
+    const float inverse = scale > 0 ? 1 / scale : 0;
+    for (const float x : group) out.push_back(std::clamp(std::nearbyint(x * inverse), -127.0f, 127.0f) * scale);
+  }
+  return out;
+}
+
+// All rows [..][dim] of keys or values.
+std::vector<float> StoredRows(KvType type, const std::vector<float>& rows, int dim) {
+  std::vector<float> out;
+  for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(dim)) {
+    const auto stored = Stored(type, std::span(rows).subspan(at, static_cast<size_t>(dim)));
+    out.insert(out.end(), stored.begin(), stored.end());
+  }
+  return out;
+}
+
+// The pools of a layer, with the same 16 bits everywhere.
+class Pools {
+ public:
+  Pools(const Model& m, int blocks, int kv_heads, uint16_t fill)
+      : k_(Cells(blocks, kv_heads) * CellBytes(m.type, m.k_dim) / 2, fill),
+        v_(Cells(blocks, kv_heads) * CellBytes(m.type, m.v_dim) / 2, fill) {
+    layer = {.k = Bytes(k_), .v = Bytes(v_), .kv_heads = kv_heads, .k_dim = m.k_dim, .v_dim = m.v_dim, .type = m.type};
+  }
+  KvLayer layer;
+  // The keys (or values) of a KV head in a block.
+  const std::byte* Keys(int block, int head) const {
+    return layer.k + Cells(block, layer.kv_heads, head) * CellBytes(layer.type, layer.k_dim);
+  }
+  const std::byte* Values(int block, int head) const {
+    return layer.v + Cells(block, layer.kv_heads, head) * CellBytes(layer.type, layer.v_dim);
+  }
+  const std::vector<uint16_t>& values() const { return v_; }
+
+ private:
+  static size_t Cells(int blocks, int kv_heads, int more = 0) { return static_cast<size_t>(blocks * kv_heads + more); }
+  static std::byte* Bytes(std::vector<uint16_t>& pool) { return reinterpret_cast<std::byte*>(pool.data()); }
+  std::vector<uint16_t> k_, v_;
+};
 
 // A sequence's q, k, v for every position.
 struct Sequence {
@@ -78,6 +133,7 @@ struct Expected {
 Expected Reference(const Model& m, const Sequence& s) {
   constexpr double kWeightError = 5e-6;
   std::vector<double> out(static_cast<size_t>(s.length) * m.heads * m.v_dim), allowed(out.size());
+  const std::vector<float> keys = StoredRows(m.type, s.k, m.k_dim), values = StoredRows(m.type, s.v, m.v_dim);
   const auto rounded = [](double x) { return static_cast<double>(static_cast<_Float16>(x)); };
   for (int row = 0; row < s.length; ++row) {
     for (int h = 0; h < m.heads; ++h) {
@@ -88,7 +144,7 @@ Expected Reference(const Model& m, const Sequence& s) {
         double dot = 0;
         for (int i = 0; i < m.k_dim; ++i) {
           dot += double{s.q[(static_cast<size_t>(row) * m.heads + h) * m.k_dim + i]} *
-                 double{Rounded(s.k[(static_cast<size_t>(j) * m.kv_heads + kv) * m.k_dim + i])};
+                 double{keys[(static_cast<size_t>(j) * m.kv_heads + kv) * m.k_dim + i]};
         }
         dot *= m.scale();
         if (m.softcap > 0) dot = m.softcap * std::tanh(dot / m.softcap);
@@ -106,7 +162,7 @@ Expected Reference(const Model& m, const Sequence& s) {
       for (int i = 0; i < m.v_dim; ++i) {
         double value = 0, unsure = 0;
         for (int j = begin; j <= row; ++j) {
-          const double v = double{Rounded(s.v[(static_cast<size_t>(j) * m.kv_heads + kv) * m.v_dim + i])};
+          const double v = double{values[(static_cast<size_t>(j) * m.kv_heads + kv) * m.v_dim + i]};
           value += score[static_cast<size_t>(j - begin)] * v;
           unsure += distance[static_cast<size_t>(j - begin)] * std::abs(v);
         }
@@ -138,9 +194,8 @@ std::vector<std::vector<float>> RunTogether(const Model& m, const std::vector<Se
   std::vector<BlockId> ids(static_cast<size_t>(blocks));
   std::iota(ids.begin(), ids.end(), 0);
   std::shuffle(ids.begin(), ids.end(), std::mt19937(way.shuffle));
-  std::vector<uint16_t> k_pool(static_cast<size_t>(blocks) * kv_heads * kBlock * m.k_dim, way.garbage);
-  std::vector<uint16_t> v_pool(static_cast<size_t>(blocks) * kv_heads * kBlock * m.v_dim, way.garbage);
-  const KvLayer layer{.k = k_pool.data(), .v = v_pool.data(), .kv_heads = kv_heads, .k_dim = m.k_dim, .v_dim = m.v_dim};
+  const Pools pools(m, blocks, kv_heads, way.garbage);
+  const KvLayer& layer = pools.layer;
   const AttentionShape shape{.heads = heads,
                              .first_head = way.first_head,
                              .first_kv_head = first_kv,
@@ -214,6 +269,7 @@ void ForEachTarget(Body&& body) {
 }
 
 const std::vector<Model>& Models() {
+  constexpr KvType kQ8_0 = KvType::kQ8_0;
   static const auto& models = *new std::vector<Model>{
       {.heads = 4, .kv_heads = 2, .k_dim = 16, .v_dim = 16},
       {.heads = 1, .kv_heads = 1, .k_dim = 8, .v_dim = 8},
@@ -225,6 +281,12 @@ const std::vector<Model>& Models() {
       {.heads = 2, .kv_heads = 1, .k_dim = 256, .v_dim = 256, .window = 64},
       {.heads = 6, .kv_heads = 2, .k_dim = 13, .v_dim = 80, .window = 1, .softcap = 30},
       {.heads = 4, .kv_heads = 4, .k_dim = 32, .v_dim = 48, .softcap = 0.5f},
+      {.heads = 8, .kv_heads = 1, .k_dim = 64, .v_dim = 64, .type = kQ8_0},
+      {.heads = 3, .kv_heads = 3, .k_dim = 12, .v_dim = 20, .window = 7, .type = kQ8_0},
+      {.heads = 16, .kv_heads = 1, .k_dim = 80, .v_dim = 80, .window = 33, .softcap = 5, .type = kQ8_0},
+      {.heads = 10, .kv_heads = 2, .k_dim = 128, .v_dim = 7, .type = kQ8_0},
+      {.heads = 6, .kv_heads = 2, .k_dim = 45, .v_dim = 96, .window = 64, .type = kQ8_0},
+      {.heads = 4, .kv_heads = 4, .k_dim = 32, .v_dim = 48, .type = kQ8_0},
   };
   return models;
 }
@@ -397,27 +459,107 @@ TEST(Attention, StoreRoundsToNearestEvenInTheDocumentedPlaces) {
   k[4] = 2.98023224e-8f;  // half of the smallest subnormal: a tie, to 0
   const std::vector<BlockId> table{4, 0, 2};
   ForEachTarget([&](int64_t) {
-    std::vector<uint16_t> k_pool(5u * 2 * kBlock * m.k_dim, 0xabcd), v_pool(5u * 2 * kBlock * m.v_dim, 0xabcd);
-    const KvLayer layer{k_pool.data(), v_pool.data(), 2, m.k_dim, m.v_dim};
+    const Pools pools(m, 5, 2, 0xabcd);
     const Segment segment{.first_row = 0, .rows = rows, .first_position = first, .blocks = table};
-    for (int t = 0; t < 3; ++t) StoreKv(layer, {&segment, 1}, k.data(), 0, v.data(), 0, t, 3);
+    for (int t = 0; t < 3; ++t) StoreKv(pools.layer, {&segment, 1}, k.data(), 0, v.data(), 0, t, 3);
     size_t written = 0;
     for (int row = 0; row < rows; ++row) {
       const int position = first + row;
-      const size_t block = static_cast<size_t>(table[static_cast<size_t>(position / kBlock)]);
-      for (size_t h = 0; h < 2; ++h) {
+      const BlockId block = table[static_cast<size_t>(position / kBlock)];
+      for (int h = 0; h < 2; ++h) {
+        const auto* keys = reinterpret_cast<const uint16_t*>(pools.Keys(block, h));
+        const auto* values = reinterpret_cast<const uint16_t*>(pools.Values(block, h));
         for (int i = 0; i < m.k_dim; ++i) {
           const float x = k[(static_cast<size_t>(row) * 2 + h) * m.k_dim + i];
-          ASSERT_EQ(k_pool[((block * 2 + h) * m.k_dim + i) * kBlock + position % kBlock], HalfBits(x)) << x;
+          ASSERT_EQ(keys[i * kBlock + position % kBlock], HalfBits(x)) << x;
         }
         for (int i = 0; i < m.v_dim; ++i, ++written) {
           const float x = v[(static_cast<size_t>(row) * 2 + h) * m.v_dim + i];
-          ASSERT_EQ(v_pool[((block * 2 + h) * kBlock + position % kBlock) * m.v_dim + i], HalfBits(x)) << x;
+          ASSERT_EQ(values[position % kBlock * m.v_dim + i], HalfBits(x)) << x;
         }
       }
     }
-    EXPECT_EQ(std::count(v_pool.begin(), v_pool.end(), 0xabcd), static_cast<ptrdiff_t>(v_pool.size() - written));
+    EXPECT_EQ(std::ranges::count(pools.values(), 0xabcd), static_cast<ptrdiff_t>(pools.values().size() - written));
   });
+}
+
+TEST(Attention, CodesAndScalesLieInTheDocumentedPlaces) {
+  const Model m{.heads = 2, .kv_heads = 2, .k_dim = 70, .v_dim = 21, .type = KvType::kQ8_0};
+  std::mt19937 random(13);
+  const int rows = 37, first = 11;
+  std::vector<float> k(static_cast<size_t>(rows) * 2 * m.k_dim), v(static_cast<size_t>(rows) * 2 * m.v_dim);
+  // Rows of every size, down to where scales are subnormal halves and to 0.
+  const auto fill = [&](std::vector<float>& x, int dim) {
+    for (size_t at = 0; at < x.size(); at += static_cast<size_t>(dim)) {
+      const int size = static_cast<int>(random() % 44) - 26;
+      for (int i = 0; i < dim; ++i)
+        x[at + static_cast<size_t>(i)] = std::ldexp(static_cast<float>(random()) / 4294967296.0f - 0.5f, size);
+    }
+  };
+  fill(k, m.k_dim);
+  fill(v, m.v_dim);
+  std::fill_n(k.begin(), 32, 0.0f);
+  for (int i = 0; i < 32; ++i) k[32 + static_cast<size_t>(i)] = static_cast<float>(i) + 0.5f;  // ties, to even:
+  k[63] = -127;                                                                                // the scale is 1
+  k[64] = 8.3e6f;  // a scale just below the largest half
+  const std::vector<BlockId> table{4, 0, 2};
+  ForEachTarget([&](int64_t) {
+    const Pools pools(m, 5, 2, 0xabcd);
+    const Segment segment{.first_row = 0, .rows = rows, .first_position = first, .blocks = table};
+    for (int t = 0; t < 3; ++t) StoreKv(pools.layer, {&segment, 1}, k.data(), 0, v.data(), 0, t, 3);
+    for (int row = 0; row < rows; ++row) {
+      const int cell = (first + row) % kBlock;
+      const BlockId block = table[static_cast<size_t>((first + row) / kBlock)];
+      for (int h = 0; h < 2; ++h) {
+        const auto check = [&](const std::vector<float>& from, int dim, const std::byte* at, bool keys) {
+          const auto wanted = Stored(
+              m.type, std::span(from).subspan(static_cast<size_t>((row * 2 + h) * dim), static_cast<size_t>(dim)));
+          const auto* codes = reinterpret_cast<const int8_t*>(at);
+          const auto* scales = reinterpret_cast<const uint16_t*>(at + dim * kBlock);
+          for (int i = 0; i < dim; ++i) {
+            _Float16 scale;
+            std::memcpy(&scale, &scales[i / kScaledValues * kBlock + cell], sizeof scale);
+            const int8_t code = codes[keys ? i * kBlock + cell : cell * dim + i];
+            ASSERT_EQ(static_cast<float>(code) * static_cast<float>(scale), wanted[static_cast<size_t>(i)]) << i;
+          }
+        };
+        check(k, m.k_dim, pools.Keys(block, h), true);
+        check(v, m.v_dim, pools.Values(block, h), false);
+      }
+    }
+    const auto* codes = reinterpret_cast<const int8_t*>(pools.Keys(4, 0));
+    for (const auto& [dimension, code] : {std::pair{32, 0}, {33, 2}, {34, 2}, {35, 4}, {62, 30}, {63, -127}, {64, 127}})
+      EXPECT_EQ(codes[dimension * kBlock + first], code) << dimension;
+  });
+}
+
+// What has no scale makes the results that see it NaN, on every instruction set.
+TEST(Attention, WhatHasNoScaleIsNotANumber) {
+  const Model m{.heads = 2, .kv_heads = 2, .k_dim = 48, .v_dim = 48, .window = 20, .type = KvType::kQ8_0};
+  for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::quiet_NaN(), 8.4e6f}) {
+    for (const bool in_key : {false, true}) {
+      Sequence s = MakeSequence(m, 60, 14);
+      (in_key ? s.k : s.v)[(static_cast<size_t>(30) * 2 + 1) * 48 + 40] = bad;  // position 30, head 1, dimension 40
+      ForEachTarget([&](int64_t) {
+        const std::vector<float> got = RunAlone(m, s, {});
+        for (int row = 0; row < 60; ++row) {
+          for (int head = 0; head < 2; ++head) {
+            for (int i = 0; i < 48; ++i) {
+              const bool sees = head == 1 && row >= 30 && row < 50 && (in_key || i >= 32);
+              ASSERT_EQ(std::isnan(got[(static_cast<size_t>(row) * 2 + head) * 48 + i]), sees) << row << " " << i;
+            }
+          }
+        }
+      });
+    }
+  }
+}
+
+TEST(Attention, BytesOfACell) {
+  EXPECT_EQ(CellBytes(KvType::kF16, 64), 16u * 64 * 2);
+  EXPECT_EQ(CellBytes(KvType::kQ8_0, 64), 16u * (64 + 2 * 2));
+  EXPECT_EQ(CellBytes(KvType::kQ8_0, 80), 16u * (80 + 3 * 2));
 }
 
 TEST(Attention, StridesWiderThanTheRows) {
@@ -430,8 +572,8 @@ TEST(Attention, StridesWiderThanTheRows) {
     return wide;
   };
   const std::vector<float> q = widen(s.q, 16, 19), k = widen(s.k, 8, 11), v = widen(s.v, 8, 9);
-  std::vector<uint16_t> k_pool(2 * kBlock * 8), v_pool(2 * kBlock * 8);
-  const KvLayer layer{k_pool.data(), v_pool.data(), 1, 8, 8};
+  const Pools pools(m, 2, 1, 0);
+  const KvLayer& layer = pools.layer;
   const std::vector<BlockId> table{1, 0};
   const Segment segment{.first_row = 0, .rows = 20, .first_position = 0, .blocks = table};
   const AttentionShape shape{
@@ -449,8 +591,8 @@ TEST(Attention, StridesWiderThanTheRows) {
 // Blocks that lie wholly before every window may already belong to others: their ids must not be touched.
 TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
   const Model m{.heads = 2, .kv_heads = 1, .k_dim = 8, .v_dim = 8, .window = 10};
-  std::vector<uint16_t> k_pool(kBlock * 8 * 2), v_pool(kBlock * 8 * 2);
-  const KvLayer layer{k_pool.data(), v_pool.data(), 1, 8, 8};
+  const Pools pools(m, 2, 1, 0);
+  const KvLayer& layer = pools.layer;
   const std::vector<BlockId> table{-1000000, -1000000, -1000000, -1000000, -1000000, 1, 0};
   const Segment segment{.first_row = 0, .rows = 3, .first_position = 89 + 5, .blocks = table};
   const Sequence s = MakeSequence(m, 3, 11);

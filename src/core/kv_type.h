@@ -1,0 +1,25 @@
+// What: how keys and values lie in the KV cache. Part of the ShardPlan, so that every rank agrees.
+// kQ8_0: 32 values of a row share one f16 scale and have 8 bits each; about half the bytes of kF16, a little less exact.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace shoal {
+
+enum class KvType : uint8_t { kF16, kQ8_0 };
+
+inline constexpr std::array<std::string_view, 2> kKvTypeNames = {"f16", "q8_0"};  // index = KvType
+
+constexpr std::string_view ToString(KvType type) { return kKvTypeNames[static_cast<size_t>(type)]; }
+
+constexpr std::optional<KvType> KvTypeNamed(std::string_view name) {
+  for (size_t i = 0; i < kKvTypeNames.size(); ++i)
+    if (kKvTypeNames[i] == name) return static_cast<KvType>(i);
+  return std::nullopt;
+}
+
+}  // namespace shoal
