@@ -185,8 +185,10 @@ Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
 void Print(const BenchFlags& flags, const Session& session, const Figures& figures, double bandwidth) {
   uint64_t weights = 0;
   for (const auto& rank : session.engine->group().ranks) weights += rank.weight_bytes;
-  // One step of a batch reads every weight once (a dense model): no decoder can be faster than this.
-  const double bound = bandwidth / static_cast<double>(weights) * flags.sequences;
+  // One step of a batch reads every weight once (a dense model): no decoder can be faster than this. In a pipeline the
+  // sequences are in so many batches.
+  const double batch = static_cast<double>(flags.sequences) / std::min(flags.sequences, flags.engine.stages);
+  const double bound = bandwidth / static_cast<double>(weights) * batch;
   nlohmann::ordered_json json = {{"model", session.engine->spec().name},
                                  {"kernel", session.engine->group().kernel},
                                  {"threads", session.engine->group().ranks.front().threads},

@@ -151,7 +151,6 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
       ->capture_default_str();
   command->add_option("--prompt", flags.prompt, "tokens of the prefill measurement")
       ->envname("SHOAL_BENCH_PROMPT")  // SHOAL_PROMPT is a text
-
       ->check(CLI::Range(1, limits::kMaxContext))
       ->capture_default_str();
   Flag(command, "--generate", flags.generate, "tokens of each decoding sequence")

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <numeric>
 
 #include "app/planning.h"
 #include "app/progress.h"
@@ -111,11 +112,15 @@ Result<std::vector<Member>> Await(Listener& listener, const std::string& token, 
   return lobby.Take();
 }
 
-// All workers are on this machine in this first form: they share its memory.
-std::vector<NodeFacts> FactsOf(const std::vector<Member>& members) {
-  const uint64_t here = AvailableMemory() / members.size();
+// All workers are on this machine in this first form: they share its memory, as they share the model.
+std::vector<NodeFacts> FactsOf(const std::vector<Member>& members, const std::vector<double>& shares) {
+  const double total = std::accumulate(shares.begin(), shares.end(), 0.0);
   std::vector<NodeFacts> nodes;
-  for (const auto& member : members) nodes.push_back({member.name, std::min(member.memory, here)});
+  for (size_t r = 0; r < members.size(); ++r) {
+    const double part = shares.empty() ? 1.0 / static_cast<double>(members.size()) : shares[r] / total;
+    const auto here = static_cast<uint64_t>(static_cast<double>(AvailableMemory()) * part);
+    nodes.push_back({members[r].name, std::min(members[r].memory, here)});
+  }
   return nodes;
 }
 
@@ -167,7 +172,7 @@ Result<std::unique_ptr<Group>> GatherWorkers(const ModelSpec& spec, std::shared_
                 "--wait-for needs --token-file: the workers prove themselves with it");
   }
   SHOAL_ASSIGN(auto members, Assemble(flags, token, children));
-  SHOAL_ASSIGN(const ShardPlan plan, MakePlan(spec, FactsOf(members), flags));
+  SHOAL_ASSIGN(const ShardPlan plan, MakePlan(spec, FactsOf(members, flags.shares), flags));
   ProgressBar bar("loading", spec.tensor_bytes);
   return LoadRemoteGroup(std::move(file), std::move(members), plan, kFirstEpoch,
                          [&bar](uint64_t bytes) { bar.Add(bytes); });

@@ -13,14 +13,36 @@ namespace {
 
 uint64_t BytesOf(const TensorRef& tensor) { return tensor ? tensor.row_bytes * static_cast<uint64_t>(tensor.rows) : 0; }
 
+// Where a model's bytes lie.
+struct Weights {
+  uint64_t begin = 0;  // what the first stage has beside its layers
+  uint64_t end = 0;    // what the last one has; where it is the same tensor, a lone stage holds it once
+  bool tied = false;
+  double layer = 0;
+};
+
+Weights WeightsOf(const ModelSpec& spec) {
+  Weights weights{.begin = BytesOf(spec.embedding) + BytesOf(spec.positions), .end = BytesOf(spec.output.weight)};
+  weights.tied = spec.output.weight.tensor == spec.embedding.tensor;
+  const uint64_t ends = weights.begin + (weights.tied ? 0 : weights.end);
+  weights.layer = static_cast<double>(spec.tensor_bytes - std::min(ends, spec.tensor_bytes)) / spec.n_layers;
+  return weights;
+}
+
 // Bytes stand for cost: decoding reads each weight once a step.
 PlanModel ModelFacts(const ModelSpec& spec) {
-  const uint64_t output = BytesOf(spec.output.weight);
-  const bool tied = spec.output.weight.tensor == spec.embedding.tensor;
-  const uint64_t ends = BytesOf(spec.embedding) + (tied ? 0 : output);
-  const double layer = static_cast<double>(spec.tensor_bytes - std::min(ends, spec.tensor_bytes)) / spec.n_layers;
-  return {spec.n_layers, spec.context_length, MaxUsefulRanks(spec),
-          layer > 0 ? static_cast<double>(output) / layer : 0};
+  const Weights weights = WeightsOf(spec);
+  const double output = weights.layer > 0 ? static_cast<double>(weights.end) / weights.layer : 0;
+  return {spec.n_layers, spec.context_length, MaxUsefulRanks(spec), output};
+}
+
+uint64_t WeightBytes(const ModelSpec& spec, const RankShare& share) {
+  const Weights weights = WeightsOf(spec);
+  const bool first = share.first_layer == 0, last = share.last_layer == spec.n_layers;
+  double bytes = weights.layer * (share.last_layer - share.first_layer);
+  if (first) bytes += static_cast<double>(weights.begin);
+  if (last && !(first && weights.tied)) bytes += static_cast<double>(weights.end);
+  return static_cast<uint64_t>(bytes / kSlices * share.slices.size());
 }
 
 std::string Size(uint64_t bytes) {
@@ -31,9 +53,7 @@ std::string Size(uint64_t bytes) {
 
 // What the rank's weights leave of its node's memory.
 Result<uint64_t> RestOf(const NodeFacts& node, const ModelSpec& spec, const RankShare& share) {
-  const auto layers = static_cast<uint64_t>(share.last_layer - share.first_layer);
-  const uint64_t weights = spec.tensor_bytes / static_cast<uint64_t>(spec.n_layers) * layers / kSlices *
-                           static_cast<uint64_t>(share.slices.size());
+  const uint64_t weights = WeightBytes(spec, share);
   if (weights >= node.memory)
     return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
                 node.name + " has too little memory for its share of the model",

@@ -23,7 +23,6 @@ namespace shoal {
 
 struct TcpOptions {
   // How long a waiting rank polls at most before it sleeps (comm/spin.h shortens it where it does not pay).
-  // that.
   Nanos spin = std::chrono::microseconds(50);
   // Compute threads of all ranks on this machine; with more than it has cores nobody spins. 0: one for each
   // rank.

@@ -66,8 +66,10 @@ class LocalGroup : public Group {
   LocalGroup(std::vector<Seat> seats, GroupInfo info)
       : seats_(std::move(seats)), info_(std::move(info)), drawing_(static_cast<size_t>(DrawingRank(info_.plan))) {
     const size_t depth = StagesOf(info_.plan).size();
+    // A rank with nothing to wait for may be ahead of its neighbours by as many steps as are under way.
     results_ = std::make_unique<BoundedQueue<Result<StepResult>>>(depth + 1);
-    for (size_t r = 0; r < seats_.size(); ++r) orders_.push_back(std::make_unique<BoundedQueue<StepPlan>>(depth + 1));
+    for (size_t r = 0; r < seats_.size(); ++r)
+      orders_.push_back(std::make_unique<BoundedQueue<StepPlan>>(2 * depth + 2));
     for (size_t r = 0; r < seats_.size(); ++r) threads_.emplace_back([this, r] { Follow(r); });
   }
 

@@ -35,6 +35,7 @@ class RemoteGroup : public Group {
         drawing_(static_cast<size_t>(DrawingRank(info_.plan))),
         polls_(members_.size()),
         pongs_(members_.size()),
+        answered_(members_.size()),
         busy_ns_(members_.size()) {
     for (size_t r = 0; r < members_.size(); ++r) polls_[r] = {members_[r].link.fd(), POLLIN, 0};
   }
@@ -49,7 +50,7 @@ class RemoteGroup : public Group {
     // has read the goodbye.
     const Deadline patience = Deadline::After(std::chrono::seconds(1));
     for (auto& member : members_)
-      while (!member.link.closed() && member.link.Receive(patience)) {
+      while (!member.link.closed() && !patience.passed() && member.link.Receive(patience)) {
       }
   }
 
@@ -73,10 +74,10 @@ class RemoteGroup : public Group {
         return result;
       }
       const bool spinning = Now() - begin < kSpin;
-      const int ready = poll(polls_.data(), polls_.size(), spinning ? 0 : deadline.poll_ms());
-      if (ready == 0 && deadline.passed())
-        return std::unexpected(Lose(members_[drawing_], MakeError(Code::kDeadlineExceeded, reasons::kPeerTimeout,
-                                                                  "a step took longer than its deadline"))
+      poll(polls_.data(), polls_.size(), spinning ? 0 : deadline.poll_ms());
+      if (deadline.passed())  // also where somebody keeps talking
+        return std::unexpected(Lose(members_[Slowest()], MakeError(Code::kDeadlineExceeded, reasons::kPeerTimeout,
+                                                                   "a step took longer than its deadline"))
                                    .error());
     }
   }
@@ -107,9 +108,17 @@ class RemoteGroup : public Group {
 
   Status SendAll(const wire::Message& message) {
     for (auto& member : members_)
-      if (auto sent = member.link.Send(message, Deadline::After(kSendTimeout)); !sent)
+      // A rank that computes an earlier step reads no further meanwhile.
+      if (auto sent = member.link.Send(message, Deadline::After(limits::kStepTimeout)); !sent)
         return Lose(member, sent.error());
     return {};
+  }
+
+  // The first rank that has not answered the oldest step under way; where all have, the one that draws.
+  size_t Slowest() const {
+    for (size_t r = 0; r < members_.size(); ++r)
+      if (!under_way_.empty() && answered_[r] < under_way_.front()) return r;
+    return drawing_;
   }
 
   // The first failure closes the group: a step that some ranks carried out and others did not cannot be taken back.
@@ -147,6 +156,7 @@ class RemoteGroup : public Group {
     auto result = DecodeStepResult(message->step_result());
     if (!result) return Lose(member, result.error());
     busy_ns_[r] += result->compute_ns;
+    answered_[r] = result->step;
     if (r != drawing_) return {};
     if (under_way_.empty() || result->step != under_way_.front()) return {};
     under_way_.pop_front();
@@ -163,6 +173,7 @@ class RemoteGroup : public Group {
   std::deque<StepResult> results_;  // of the drawing rank, not yet taken
   uint64_t pings_ = 0;              // sent; pongs_[rank]: the last one answered
   std::vector<uint64_t> pongs_;
+  std::vector<StepId> answered_;  // [rank]: its last result
   std::vector<int64_t> busy_ns_;
   Time pinged_{};
   bool closed_ = false;

@@ -292,7 +292,8 @@ void EncodeStepResult(const StepResult& result, wire::StepResult* to) {
 Result<StepResult> DecodeStepResult(const wire::StepResult& from) {
   if (from.tokens_size() > limits::kMaxStepRows) return Bad("result: too many tokens");
   if (from.prompt_size() > limits::kMaxStepRows) return Bad("result: too many prompt tokens");
-  if (from.compute_ns() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) return Bad("compute_ns");
+  if (from.compute_ns() > static_cast<uint64_t>(std::chrono::nanoseconds(limits::kStepTimeout).count()))
+    return Bad("compute_ns");
   StepResult result;
   result.step = from.step();
   result.compute_ns = static_cast<int64_t>(from.compute_ns());
@@ -337,7 +338,8 @@ Status CheckLoadShard(const wire::LoadShard& message) {
   if (message.group_key().size() != kSecretBytes) return Bad("group_key");
   if (message.threads() > static_cast<uint32_t>(limits::kMaxThreads)) return Bad("threads");
   if (message.model_name().size() > kMaxMessageText) return Bad("model_name");
-  if (message.headers_size() < 1 || message.headers_size() > kMaxModelFiles) return Bad("number of model files");
+  if (message.headers_size() < 1 || message.headers_size() > limits::kMaxSplitFiles)
+    return Bad("number of model files");
   uint64_t total = 0;
   for (const auto& header : message.headers()) {
     if (header.header_bytes() < 1 || header.header_bytes() > header.file_bytes()) return Bad("size of a model file");
@@ -359,7 +361,7 @@ Status CheckReadTensor(const wire::ReadTensor& message) {
 }
 
 Status CheckReadHeader(const wire::ReadHeader& message) {
-  if (message.file() >= static_cast<uint32_t>(kMaxModelFiles)) return Bad("file of a read");
+  if (message.file() >= static_cast<uint32_t>(limits::kMaxSplitFiles)) return Bad("file of a read");
   if (message.length() == 0 || message.length() > limits::kMaxMetadataBytes) return Bad("size of a read");
   if (!CheckedAdd(message.offset(), message.length())) return Bad("end of a read");
   return {};

@@ -35,7 +35,6 @@ inline constexpr uint64_t kMaxReadBytes = 1ull << 40;  // of one ReadTensor
 inline constexpr int kMaxSequencesKnown = 4096;        // added or removed in one step
 inline constexpr size_t kMaxMessageText = 64 << 10;    // of an error's message, detail, param
 inline constexpr size_t kMaxNameBytes = 256;           // of a worker, a host, a kernel
-inline constexpr int kMaxModelFiles = 1024;
 
 void EncodeError(const Error& error, wire::Error* to);
 Result<Error> DecodeError(const wire::Error& from);

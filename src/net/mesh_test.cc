@@ -74,14 +74,14 @@ TEST(Mesh, StrangersHoldUpNobody) {
   std::thread other([&] { EXPECT_TRUE(group.Join(1, Soon()).has_value()); });
   const Time start = Now();
   EXPECT_TRUE(group.Join(0, Soon()).has_value());
-  EXPECT_LT(Now() - start, std::chrono::seconds(5));
+  EXPECT_LT(Now() - start, std::chrono::seconds(9));
   other.join();
 }
 
 TEST(Mesh, MissingRanksAreNamed) {
   Group group(3);
-  std::thread other([&] { (void)group.Join(1, Deadline::After(std::chrono::milliseconds(60))); });
-  const auto joined = group.Join(0, Deadline::After(std::chrono::milliseconds(60)));
+  std::thread other([&] { (void)group.Join(1, Deadline::After(std::chrono::seconds(2))); });
+  const auto joined = group.Join(0, Deadline::After(std::chrono::seconds(2)));
   other.join();
   ASSERT_FALSE(joined.has_value());
   EXPECT_EQ(joined.error().reason, reasons::kPeerTimeout);
@@ -103,7 +103,7 @@ TEST(Mesh, OtherKeysEpochsAndSizesAreRefused) {
     Group group(2);
     MeshOptions options = group.Options(1);
     change(options);
-    std::thread other([&] { (void)group.Join(0, Deadline::After(std::chrono::milliseconds(200))); });
+    std::thread other([&] { (void)group.Join(0, Deadline::After(std::chrono::seconds(2))); });
     const auto joined = JoinMesh(group.listeners[1], options, Soon());
     other.join();
     EXPECT_FALSE(joined.has_value());

@@ -84,7 +84,10 @@ void Scheduler::EndPass(Decision& decision) {
 int Scheduler::SequenceBudget() const {
   const int room = options_.max_sequences - static_cast<int>(running_.size());
   const int active = static_cast<int>(running_.size()) + std::min(room, static_cast<int>(waiting_.size()));
-  return CeilDiv(active, options_.steps_at_once);
+  int in_flight = 0;
+  for (const StepInFlight& step : in_flight_) in_flight += static_cast<int>(step.chunks.size());
+  const int steps_left = std::max(1, options_.steps_at_once - steps_in_flight());
+  return std::min(CeilDiv(active, options_.steps_at_once), CeilDiv(std::max(0, active - in_flight), steps_left));
 }
 
 void Scheduler::RunningPass(Decision& decision, int& rows, int most) {
@@ -272,12 +275,15 @@ void Scheduler::PlanRows(SequenceId id, Sequence& sequence, int count, Decision&
 int Scheduler::RowBudget() const {
   if (options_.mixed_rows == 0) return options_.max_step_rows;
   int decoding = 0, running = 0;
+  bool any_decodes = false;  // in flight too: the next step of those waits behind this one in every stage
   for (const auto& [id, sequence] : running_) {
+    const bool decodes = sequence->total() - sequence->computed == 1;
+    any_decodes |= decodes;
     if (sequence->in_flight) continue;
     ++running;
-    decoding += sequence->total() - sequence->computed == 1;
+    decoding += decodes;
   }
-  if (decoding == 0) return options_.max_step_rows;
+  if (!any_decodes) return options_.max_step_rows;
   int prompt = options_.mixed_rows;
   if (prompt < 0) {
     constexpr int kUnmeasured = 32, kLeast = 8;  // fewer rows than kLeast would only make prompts wait for ever

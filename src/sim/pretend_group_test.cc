@@ -29,11 +29,28 @@ TEST(PretendGroup, DrawsTheHashOfTheHistory) {
   std::vector<TokenId> history{5, 6, 7};
   EXPECT_EQ(first->tokens[0].token, DrawPretend(options, history, {}).token);
 
-  ASSERT_TRUE(group.Start({.step = 2, .removed = {}, .added = {}, .chunks = {{1, 3, 1, {}, true}}}));
+  ASSERT_TRUE(group.Start(
+      {.step = 2, .removed = {}, .added = {}, .chunks = {{1, 3, 1, {}, true, {}, {first->tokens[0].token}}}}));
   const auto second = group.Wait(Soon());
   ASSERT_TRUE(second);
   history.push_back(first->tokens[0].token);
   EXPECT_EQ(second->tokens[0].token, DrawPretend(options, history, {}).token);
+}
+
+TEST(PretendGroup, RefusesTokensThatWereNotDrawn) {
+  const PretendOptions options;
+  for (const bool other : {false, true}) {
+    PretendGroup group(options);
+    ASSERT_TRUE(group.Start(FirstStep()));
+    const auto first = group.Wait(Soon());
+    ASSERT_TRUE(first);
+    std::vector<TokenId> told;
+    if (other) told.push_back((first->tokens[0].token + 1) % options.vocabulary);
+    const auto started =
+        group.Start({.step = 2, .removed = {}, .added = {}, .chunks = {{1, 3, 1, {}, true, {}, told}}});
+    ASSERT_FALSE(started);
+    EXPECT_EQ(started.error().reason, reasons::kBadFrame);
+  }
 }
 
 TEST(PretendGroup, RefusesPlansThatRanksCouldNotCarryOut) {

@@ -2,6 +2,7 @@
 """Workers that are killed: between steps, in the middle of streams, and what the head does then."""
 import concurrent.futures
 import json
+import os
 import pathlib
 import signal
 import socket
@@ -19,8 +20,8 @@ def workers_of(server):
     found = {}
     for task in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            stat = (task / "stat").read_text()
-            words = (task / "cmdline").read_bytes().decode().split("\0")
+            stat = (task / "stat").read_text(errors="replace")
+            words = (task / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
         if int(stat.rsplit(")", 1)[1].split()[1]) == server.child.pid and "--name" in words:
@@ -29,7 +30,6 @@ def workers_of(server):
 
 
 def kill(pid):
-    import os
     os.kill(pid, signal.SIGKILL)
 
 
@@ -50,7 +50,7 @@ def an_idle_group_notices():
     with Server(MODEL, "--workers", "3") as server:
         assert server.request("GET", "/health")[0] == 200
         kill(workers_of(server)["local-2"])
-        health_becomes_503(server, 5)  # every 200 ms the links are looked at; the rest is a busy machine's
+        health_becomes_503(server, 30)  # every 200 ms the links are looked at; the rest is a busy machine's
         status, text = server.request("POST", "/v1/completions", dict(prompt="x"))
         assert status == 503, (status, text)
         ends_by_itself(server)
@@ -61,7 +61,7 @@ def raw_stream(server, fields):
     """All bytes of a streamed answer until its connection ends, and whether the chunked body ended as it should."""
     body = json.dumps({**fields, "stream": True}).encode()
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         text = b""
         try:
             while chunk := client.recv(65536):
@@ -88,9 +88,10 @@ def killed_in_midstream(victim, *flags):
             with concurrent.futures.ThreadPoolExecutor(12) as pool:
                 streams = [pool.submit(raw_stream, server, {**fields, "logprobs": 5}) for _ in range(4)]
                 deadline = time.monotonic() + 30
-                while server.streaming < 8:
+                while server.streaming < 1:
                     assert time.monotonic() < deadline, "nothing is streamed"
                     time.sleep(0.001)
+                os.kill(pid, signal.SIGSTOP)  # the streams stand still, however quick the machine is
                 others = [pool.submit(server.request, "POST", "/v1/completions", {**fields, "max_tokens": 490})
                           for _ in range(4)]
                 kill(pid)
@@ -107,7 +108,7 @@ def killed_in_midstream(victim, *flags):
                     status, text = other.result(timeout=60)
                     assert status in (500, 503), (status, text)
                     assert json.loads(text)["error"]["message"], text
-            health_becomes_503(server, 5)
+            health_becomes_503(server, 30)
             assert server.child.poll() is None, "the head died with its worker"
             ends_by_itself(server)
     check.__name__ = "_".join(["killed_in_midstream", victim, *flags])
