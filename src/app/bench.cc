@@ -49,16 +49,16 @@ double ReadBandwidth(int threads) {
       for (int t = 0; t < threads; ++t)
         readers.emplace_back([&, t] {
           const Vector* at = data + part * static_cast<size_t>(t);
-          // Four streams at once, prefetched: one stream alone leaves a core's bandwidth unused.
-          Vector sums[4] = {};
-          const size_t stream = part / 4;
-          for (size_t i = 0; i + 4 <= stream; i += 4)
-            for (size_t k = 0; k < 4; ++k)
-              for (size_t j = 0; j < 4; ++j) {
-                __builtin_prefetch(at + k * stream + i + j + 64);
-                sums[j] += at[k * stream + i + j];
-              }
-          total += (sums[0] + sums[1] + sums[2] + sums[3])[0];
+          // Fetched 8 KiB ahead: the caches' own prefetching leaves a third of a core's bandwidth unused.
+          constexpr size_t kAhead = 128;
+          Vector even = {}, odd = {};
+          for (size_t i = 0; i + 2 <= part; i += 2) {
+            __builtin_prefetch(at + i + kAhead, 0, 2);
+            __builtin_prefetch(at + i + kAhead + 1, 0, 2);
+            even ^= at[i];
+            odd ^= at[i + 1];
+          }
+          total += (even ^ odd)[0];
         });
     }
     best = std::max(best, static_cast<double>(kBytes) / Seconds(Now() - begin));

@@ -17,10 +17,10 @@ int ExitCodeOf(const Error& error) {
     if (error.reason == reason) return kExitModel;
   if (error.reason == reasons::kUsage) return kExitUsage;
   if (error.code == Code::kConfig) return kExitConfig;
-  if (error.code == Code::kUnauthenticated) return kExitAuth;
   for (Reason reason : {reasons::kPeerLost, reasons::kPeerTimeout, reasons::kBadHandshake, reasons::kVersionMismatch,
                         reasons::kGroupClosed, reasons::kStaleEpoch})
     if (error.reason == reason) return kExitCluster;
+  if (error.code == Code::kUnauthenticated) return kExitAuth;
   return kExitRunTime;
 }
 

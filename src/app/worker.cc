@@ -29,7 +29,11 @@ Status Work(const WorkerFlags& flags) {
   SHOAL_ASSIGN(const std::string token, Token(flags));
   SHOAL_ASSIGN(Link link, Link::Dial(address.host, address.port, Deadline::After(limits::kHandshakeTimeout)));
   const Claim ours{.role = Role::kWorker, .rank = 0, .epoch = 0, .cluster = {}};
-  SHOAL_RETURN_IF_ERROR(ShakeHandsDialing(link, token, ours, Deadline::After(limits::kHandshakeTimeout)));
+  if (auto claim = ShakeHandsDialing(link, token, ours, Deadline::After(limits::kHandshakeTimeout)); !claim) {
+    Error error = std::move(claim).error();
+    error.message = flags.join + ": " + error.message;
+    return std::unexpected(std::move(error));
+  }
   WorkerOptions options;
   options.name = flags.name.empty() ? HostName() : flags.name;
   options.threads = flags.threads > 0 ? flags.threads : AvailableCores();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/checked.h"
 #include "compute/forward.h"
 #include "compute/weights.h"
 #include "core/limits.h"
@@ -35,6 +36,9 @@ class LocalExecutor final : public Executor {
 
   Status Load(TensorSource& source, const ExecutorOptions& options) {
     const RankShare& share = plan_.ranks[static_cast<size_t>(collective_.rank())];
+    if (!CheckedMul<uint64_t>(KvBlockBytes(spec_, share, plan_.kv_type), static_cast<uint64_t>(plan_.kv_blocks)))
+      return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
+                  std::format("{} KV blocks are more than can be", plan_.kv_blocks));
     SHOAL_ASSIGN(auto weights, LoadWeights(spec_, source, share, options.threads));
     forward_ = std::make_unique<shoal::Forward>(spec_, std::move(weights), plan_, collective_, options);
     return {};

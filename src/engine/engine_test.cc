@@ -551,9 +551,36 @@ TEST(Engine, ASinkMaySubmitAndCancel) {
   EXPECT_EQ(second.finish, FinishReason::kCancelled);
 }
 
+TEST(Engine, ALostPipelineEndsEveryRequest) {
+  for (const StepId step : {1, 2, 5, 6}) {
+    PretendOptions ranks = Ranks();
+    ranks.stages = 2;
+    ranks.fail_wait_at = step;
+    auto engine = StartEngine(ranks, {.max_sequences = 4});
+    std::vector<std::unique_ptr<Answer>> answers;
+    for (TokenId i = 0; i < 6; ++i) {
+      auto answer = std::make_unique<Answer>();
+      if (!engine->Submit(Ask({10, i}, 100), answer->MakeSink())) break;  // lost meanwhile
+      answers.push_back(std::move(answer));
+    }
+    ASSERT_GE(answers.size(), 1u);
+    for (auto& answer : answers) {
+      ASSERT_TRUE(answer->WaitFinished());
+      ASSERT_TRUE(answer->error);
+      EXPECT_EQ(answer->error->reason, reasons::kPeerLost);
+    }
+    EXPECT_TRUE(engine->Drain(Soon()));
+  }
+}
+
+// The parameter is the number of stages: so many steps are under way at once.
+class ManyThreads : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Stages, ManyThreads, ::testing::Values(1, 2, 3));
+
 // Clients on many threads, some of them leaving in the middle, through a pool that is too small for all.
-TEST(Engine, ManyThreadsEachGetWhatTheyGetAlone) {
+TEST_P(ManyThreads, EachGetsWhatItGetsAlone) {
   PretendOptions ranks = Ranks();
+  ranks.stages = GetParam();
   ranks.kv_blocks = 20;
   ranks.end_token = kEnd;
   ranks.end_one_in = 60;

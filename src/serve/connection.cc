@@ -32,14 +32,17 @@ Error HttpFault(Reason reason, std::string message) {
 
 std::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
-// "http://host/path" means "/path"; a query is nobody's business here.
-std::string PathOf(std::string_view target) {
+// "http://host/path" means "/path" of that host; a query is nobody's business here.
+void ReadTarget(std::string_view target, HttpRequest& request) {
   for (const std::string_view scheme : {"http://", "https://"}) {
     if (!Lower(target.substr(0, scheme.size())).starts_with(scheme)) continue;
-    const size_t slash = target.find('/', scheme.size());
-    target = slash == std::string_view::npos ? std::string_view("/") : target.substr(slash);
+    target.remove_prefix(scheme.size());
+    const size_t end = std::min(target.find_first_of("/?#"), target.size());
+    request.authority = target.substr(0, end);
+    target = end == target.size() || target[end] != '/' ? std::string_view("/") : target.substr(end);
+    break;
   }
-  return std::string(target.substr(0, target.find_first_of("?#")));
+  request.path = target.substr(0, target.find_first_of("?#"));
 }
 
 // Stop waits for what is busy, so this must be taken back whatever ends the exchange.
@@ -200,7 +203,7 @@ Connection::Task<std::optional<Error>> Connection::ReadHead(Incoming& incoming) 
   const auto& message = incoming.parser.get();
   HttpRequest& request = incoming.request;
   request.method = std::string(View(message.method_string()));
-  request.path = PathOf(View(message.target()));
+  ReadTarget(View(message.target()), request);
   for (const auto& field : message) {
     if (request.headers.size() >= limits::kMaxHeaderFields)
       co_return HttpFault(reasons::kHeadersTooLarge,

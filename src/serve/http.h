@@ -13,6 +13,7 @@ namespace shoal::serve {
 
 struct HttpRequest {
   std::string method;
+  std::string authority;                                     // of a target that names one ("http://host/path")
   std::string path;                                          // as sent, still percent-encoded, without the query
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
   std::string body;

@@ -63,7 +63,7 @@ Status Router::CheckHost(const HttpRequest& head) const {
   };
   if (!loopback_only_) return {};
   const auto host = head.Header("host");  // HTTP/1.0 may have none
-  if (host && !IsLoopbackHost(*host))
+  if ((host && !IsLoopbackHost(*host)) || (!head.authority.empty() && !IsLoopbackHost(head.authority)))
     return forbidden("this server listens on this machine only; call it as localhost, 127.0.0.1 or [::1]");
   if (const auto origin = head.Header("origin")) {
     const size_t scheme = origin->find("://");

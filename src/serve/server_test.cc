@@ -157,6 +157,8 @@ TEST_F(ServerTest, RoutesExactly) {  // H12, H13
   EXPECT_EQ(head.headers.at("content-length"), std::to_string(std::string(R"({"status":"ok"})").size()));
   EXPECT_EQ(client.Read().json(), (json{{"status", "ok"}}));
   EXPECT_EQ(Raw("GET http://localhost/health HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 200);
+  EXPECT_EQ(Raw("GET http://evil.example/health HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 403);
+  EXPECT_EQ(Raw("GET http://localhost?x=/health HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 404);
 }
 
 TEST_F(ServerTest, EchoesSaneRequestIdsOnly) {
