@@ -286,7 +286,7 @@ int Scheduler::RowBudget() const {
   if (!any_decodes) return options_.max_step_rows;
   int prompt = options_.mixed_rows;
   if (prompt < 0) {
-    constexpr int kUnmeasured = 32, kLeast = 8;  // fewer rows than kLeast would only make prompts wait for ever
+    constexpr int kUnmeasured = 32, kLeast = 2;  // a prompt always moves
     constexpr double kLongest = 1.8;             // times a step without: 2 is promised, and times vary
     prompt = kUnmeasured;
     if (decode_cost_.known() && mixed_cost_.known()) {
