@@ -14,37 +14,21 @@ import os
 import pathlib
 import random
 import re
-import signal
 import statistics
-import subprocess
 import threading
 import time
+
+import servers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-class Server:
+class Streams(servers.Server):
+    """`shoal serve`, and the requests that are measured."""
+
     def __init__(self, options, *flags):
-        self.child = subprocess.Popen([options.shoal, "serve", options.model, "--port", "0", "--threads", str(options.threads), *flags],
-                                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for line in self.child.stderr:
-            if found := re.search(r"ready +http://[^ :]+:(\d+)", line):
-                self.port = int(found.group(1))
-                break
-        else:
-            raise SystemExit(f"the server did not start (exit code {self.child.wait()})")
-        threading.Thread(target=self.child.stderr.read, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.child.send_signal(signal.SIGTERM)
-        try:
-            self.child.wait(60)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            self.child.wait()
+        super().__init__([*servers.runnable(options.shoal), "serve", options.model, "--port", "0", "--threads", options.threads, *flags])
+        self.port = int(self.url.rsplit(":", 1)[1])
 
     def connect(self, fields):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
@@ -115,7 +99,7 @@ def measure_guesses(options, kind, flag):
         fields = dict(prompt="one two three four one two three four one two three four one two", max_tokens=200)
     else:
         fields = dict(prompt="Once upon a time there was", max_tokens=200)
-    with Server(options, flag, "--no-prefix-cache") as server:
+    with Streams(options, flag, "--no-prefix-cache") as server:
         server.complete(dict(fields, max_tokens=8, temperature=0))
         begin = time.monotonic()
         server.complete(dict(fields, temperature=0))
@@ -136,7 +120,7 @@ def main():
     options = parser.parse_args()
     rng = random.Random(1)
     if options.only != "guesses":
-        with Server(options, "--no-speculate", "--no-prefix-cache") as server:
+        with Streams(options, "--no-speculate", "--no-prefix-cache") as server:
             measure_gaps(argparse.Namespace(**{**vars(options), "seconds": 0.5}), server, rng)  # its step times are learned
             rows = [measure_gaps(options, server, rng) for _ in range(options.pairs)]
         without, during, took = (statistics.median(column) for column in zip(*rows))
