@@ -56,8 +56,8 @@ HWY_NOINLINE void FloatRows(const MultiplyJob& job, int64_t panel, int64_t first
     };
     int64_t left = step.end - step.begin;
     for (; left >= 2; left -= 2) {
-      PrefetchWeights(weights);
-      if constexpr (kColumn == 64) PrefetchWeights(weights + 64);
+      PrefetchWeights<kRows>(weights);
+      if constexpr (kColumn == 64) PrefetchWeights<kRows>(weights + 64);
       column(sums[0]);
       column(sums[1]);
     }

@@ -264,7 +264,7 @@ HWY_NOINLINE void Int8Rows(const MultiplyJob& job, int64_t panel, int64_t first)
       }
       for (; block < end; ++block) {
         HWY_UNROLL(10)
-        for (size_t p = 0; p < kShape.bytes; p += 64) PrefetchWeights(record + p);
+        for (size_t p = 0; p < kShape.bytes; p += 64) PrefetchWeights<kRows>(record + p);
         AddBlock<kFormat>(record, super, x, sums);
         record += kShape.bytes;
         x.Advance(stride);
