@@ -25,21 +25,35 @@ void OneScale(Codes& c, uint8_t scale, uint8_t min = 0) {
   c.mins[0] = c.mins[1] = min;
 }
 
+// Codes are read eight at a time: words of eight bytes, shifted, then masked byte by byte.
+constexpr uint64_t kBytes = 0x0101010101010101;
+
+uint64_t Word(const uint8_t* p, int i) {
+  uint64_t v;
+  std::memcpy(&v, p + 8 * i, sizeof v);
+  return v;
+}
+
+void SetWord(Codes& c, int i, uint64_t v) { std::memcpy(c.q + 8 * i, &v, sizeof v); }
+
+// Bits [shift, shift + n) of each byte, n ones being `mask`.
+uint64_t Bits(uint64_t word, int shift, uint64_t mask) { return (word >> shift) & (mask * kBytes); }
+
 // Columns 0..15 are the low nibbles of 16 bytes, columns 16..31 the high ones.
 void Nibbles(const uint8_t* qs, Codes& c) {
-  for (int j = 0; j < 16; ++j) {
-    c.q[j] = qs[j] & 15;
-    c.q[j + 16] = static_cast<uint8_t>(qs[j] >> 4);
+  for (int i = 0; i < 2; ++i) {
+    SetWord(c, i, Bits(Word(qs, i), 0, 15));
+    SetWord(c, i + 2, Bits(Word(qs, i), 4, 15));
   }
 }
 
-// Low or high nibbles of 32 bytes.
-void NibblesOf32(const uint8_t* qs, bool high, Codes& c) {
-  for (int j = 0; j < 32; ++j) c.q[j] = high ? static_cast<uint8_t>(qs[j] >> 4) : (qs[j] & 15);
-}
-
+// Bit j becomes bit 4 of column j's code.
 void FifthBits(uint32_t qh, Codes& c) {
-  for (int j = 0; j < 32; ++j) c.q[j] = static_cast<uint8_t>(c.q[j] | (((qh >> j) & 1) << 4));
+  for (int i = 0; i < 4; ++i) {
+    // Each byte a copy of the eight bits, of which it keeps its own: then 0 or not becomes 0 or 16.
+    const uint64_t own = (((qh >> (8 * i)) & 255) * kBytes) & 0x8040201008040201;
+    SetWord(c, i, Word(c.q, i) | (Bits(own + 127 * kBytes, 7, 1) << 4));
+  }
 }
 
 // The 6-bit scales and mins of Q4_K and Q5_K: eight of each in 12 bytes.
@@ -56,7 +70,7 @@ void ReadQ2K(const uint8_t* b, int part, Codes& c) {
   const uint8_t* scales = b;
   const uint8_t* qs = b + 16 + (part / 4) * 32;
   const int shift = (part % 4) * 2;
-  for (int j = 0; j < 32; ++j) c.q[j] = static_cast<uint8_t>((qs[j] >> shift) & 3);
+  for (int i = 0; i < 4; ++i) SetWord(c, i, Bits(Word(qs, i), shift, 3));
   for (int h = 0; h < 2; ++h) {
     c.scales[h] = scales[2 * part + h] & 15;
     c.mins[h] = static_cast<uint8_t>(scales[2 * part + h] >> 4);
@@ -70,9 +84,7 @@ void ReadQ3K(const uint8_t* b, int part, Codes& c) {
   const uint8_t* qs = b + 32 + (part / 4) * 32;
   const uint8_t* s = b + 96;
   const int shift = (part % 4) * 2;
-  for (int j = 0; j < 32; ++j) {
-    c.q[j] = static_cast<uint8_t>(((qs[j] >> shift) & 3) | (((high[j] >> part) & 1) << 2));
-  }
+  for (int i = 0; i < 4; ++i) SetWord(c, i, Bits(Word(qs, i), shift, 3) | (Bits(Word(high, i), part, 1) << 2));
   for (int h = 0; h < 2; ++h) {
     // 16 scales of 6 bits: low nibbles in bytes 0..7 (first eight low, last eight high), top bits in bytes 8..11.
     const int i = 2 * part + h;
@@ -88,10 +100,8 @@ void ReadQ6K(const uint8_t* b, int part, Codes& c) {
   const int quarter = part % 4;
   const uint8_t* ql = b + half * 64 + (quarter % 2) * 32;
   const uint8_t* qh = b + 128 + half * 32;
-  for (int j = 0; j < 32; ++j) {
-    const int low = quarter < 2 ? (ql[j] & 15) : (ql[j] >> 4);
-    c.q[j] = static_cast<uint8_t>(low | (((qh[j] >> (2 * quarter)) & 3) << 4));
-  }
+  const int shift = quarter < 2 ? 0 : 4;
+  for (int i = 0; i < 4; ++i) SetWord(c, i, Bits(Word(ql, i), shift, 15) | (Bits(Word(qh, i), 2 * quarter, 3) << 4));
   c.scales[0] = b[192 + 2 * part];
   c.scales[1] = b[192 + 2 * part + 1];
   c.scale = Load16(b + 208);
@@ -131,7 +141,7 @@ void ReadCodes(WeightType type, const std::byte* block, int part, Codes& c) {
       return FifthBits(Load32(b + 4), c);
     case WeightType::kQ8_0:
       c.scale = Load16(b);
-      for (int j = 0; j < 32; ++j) c.q[j] = b[2 + j] ^ 0x80;
+      for (int i = 0; i < 4; ++i) SetWord(c, i, Word(b + 2, i) ^ (0x80 * kBytes));
       return;
     case WeightType::kQ2_K:
       return ReadQ2K(b, part, c);
@@ -141,13 +151,16 @@ void ReadCodes(WeightType type, const std::byte* block, int part, Codes& c) {
       c.scale = Load16(b);
       c.min = Load16(b + 2);
       SixBitScales(b + 4, part, c);
-      return NibblesOf32(b + 16 + (part / 2) * 32, part % 2 != 0, c);
+      for (int i = 0; i < 4; ++i) SetWord(c, i, Bits(Word(b + 16 + (part / 2) * 32, i), 4 * (part % 2), 15));
+      return;
     case WeightType::kQ5_K:
       c.scale = Load16(b);
       c.min = Load16(b + 2);
       SixBitScales(b + 4, part, c);
-      NibblesOf32(b + 48 + (part / 2) * 32, part % 2 != 0, c);
-      for (int j = 0; j < 32; ++j) c.q[j] = static_cast<uint8_t>(c.q[j] | (((b[16 + j] >> part) & 1) << 4));
+      for (int i = 0; i < 4; ++i) {
+        const uint64_t low = Bits(Word(b + 48 + (part / 2) * 32, i), 4 * (part % 2), 15);
+        SetWord(c, i, low | (Bits(Word(b + 16, i), part, 1) << 4));
+      }
       return;
     case WeightType::kQ6_K:
       return ReadQ6K(b, part, c);
