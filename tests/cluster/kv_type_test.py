@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""--kv-type: q8_0 takes half the memory, f32 twice as much, with nearly the same probabilities; where it may be said, and what is refused."""
+"""--kv-type: q8_0 takes half the memory, f32 twice as much, with nearly the same probabilities; where it may be said, and what is refused;
+--kv-memory that holds nothing."""
 import json
 import pathlib
+import re
 import tempfile
 
 from shoal_process import Server, any_model, main, run, run_json
@@ -68,6 +70,17 @@ def probabilities_stay_close():
     assert 0 < abs(mean["f32"] - mean["f16"]) < 0.001, mean
 
 
+def a_pool_without_a_block_is_refused():
+    model = any_model(MODEL)
+    for extra in ([], ["--kv-type", "q8_0"], ["--workers", "2"]):
+        done = run("serve", model, "--port", "0", "--kv-memory", "1", *extra, check=2)
+        assert b"--kv-memory" in done.stderr, done.stderr
+        least = int(re.search(rb"at least (\d+) bytes", done.stderr).group(1))
+        run("run", model, *HELLO, "--kv-memory", least - 1, *extra, check=2)
+        ranks = run_json("run", model, *HELLO, "--kv-memory", least, *extra)["ranks"]
+        assert max(rank["kv_bytes"] for rank in ranks) == least, (ranks, least)
+
+
 if __name__ == "__main__":
     main([twice_the_positions_fit, workers_hold_what_the_head_asks_for, it_is_a_variable_and_a_key_too, what_is_no_type_is_refused,
-          probabilities_stay_close])
+          probabilities_stay_close, a_pool_without_a_block_is_refused])
