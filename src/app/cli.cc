@@ -60,7 +60,9 @@ void AddModel(CLI::App* command, std::string& model) {
 
 void AddKvType(CLI::App* command, KvType& type) {
   const auto set = [&type](const std::string& name) { type = *KvTypeNamed(name); };
-  command->add_option_function<std::string>("--kv-type", set, "what the KV cache holds; q8_0 takes half the memory")
+  command
+      ->add_option_function<std::string>("--kv-type", set,
+                                         "what the KV cache holds; q8_0 takes half the memory, f32 twice as much")
       ->envname(Variable("kv-type"))
       ->check(CLI::IsMember(std::vector<std::string>(kKvTypeNames.begin(), kKvTypeNames.end())))
       ->default_str(std::string(ToString(type)));

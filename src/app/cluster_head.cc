@@ -8,11 +8,13 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <numeric>
 
 #include "app/planning.h"
 #include "app/progress.h"
 #include "base/hex.h"
+#include "base/line_limit.h"
 #include "base/log.h"
 #include "base/machine.h"
 #include "core/limits.h"
@@ -66,8 +68,8 @@ class Lobby {
  private:
   // On the connection's own thread.
   Result<Doorkeeper::Welcome> Greet(Link& link, const std::string& token) {
-    const auto refuse = [](const Error& error) {
-      Log().warn("a connection was refused: {}", ToString(error));
+    const auto refuse = [this](const Error& error) {
+      TellRefusal(error);
       return Fail(error);
     };
     const Claim ours{.role = Role::kHead, .rank = 0, .epoch = 0, .cluster = {}};
@@ -76,6 +78,15 @@ class Lobby {
     auto offer = Introduce(link, "127.0.0.1");
     if (!offer) return refuse(offer.error());
     return [this, offer = *std::move(offer)](Link joined) mutable { Admit(std::move(offer), std::move(joined)); };
+  }
+
+  // Strangers must not fill the log.
+  void TellRefusal(const Error& error) {
+    std::lock_guard lock(refusals_mutex_);
+    const auto left_out = refusals_.Ask(Now());
+    if (!left_out) return;
+    if (*left_out == 0) return Log().warn("a connection was refused: {}", ToString(error));
+    Log().warn("a connection was refused: {} (and {} more since the last such line)", ToString(error), *left_out);
   }
 
   void Admit(Offer offer, Link link) {
@@ -93,6 +104,8 @@ class Lobby {
 
   const size_t count_;
   std::vector<Member> members_;
+  std::mutex refusals_mutex_;
+  LineLimit refusals_{std::chrono::seconds(1)};
   Doorkeeper door_;  // last: its threads use the others
 };
 

@@ -69,4 +69,15 @@ class Executor {
 // KV bytes of one block (kBlockTokens positions, the layers of the share) on the rank with `share`: how the pool is sized.
 size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share, KvType type);
 
+// Where a model's bytes lie in its file.
+struct FileWeights {
+  uint64_t begin = 0;  // what the first stage has beside its layers
+  uint64_t end = 0;    // what the last one has; where it is the same tensor, a lone stage holds it once
+  bool tied = false;
+  double layer = 0;
+};
+FileWeights FileWeightsOf(const ModelSpec& spec);
+// Of the rank with `share`, by equal layers and slices: what head and worker both reckon its weights by before they are there.
+uint64_t FileWeightBytes(const ModelSpec& spec, const RankShare& share);
+
 }  // namespace shoal

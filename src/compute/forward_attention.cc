@@ -256,7 +256,7 @@ void Forward::FinishHeads(const LayerPlan& layer, int ith, int nth) {
     }
     // Queries are rounded like the keys they meet: so does the reference, whose results models are judged by.
     if (spec_.scaled_query) vec::Scale(q, spec_.attention_scale, heads * dim);
-    vec::RoundToHalf(q, heads * dim);
+    if (plan_.kv_type != KvType::kF32) vec::RoundToHalf(q, heads * dim);
   }
 }
 

@@ -61,4 +61,24 @@ size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share, KvType type) 
   return bytes;
 }
 
+FileWeights FileWeightsOf(const ModelSpec& spec) {
+  const auto bytes = [](const TensorRef& tensor) {
+    return tensor ? tensor.row_bytes * static_cast<uint64_t>(tensor.rows) : uint64_t{0};
+  };
+  FileWeights weights{.begin = bytes(spec.embedding) + bytes(spec.positions), .end = bytes(spec.output.weight)};
+  weights.tied = spec.output.weight.tensor == spec.embedding.tensor;
+  const uint64_t ends = weights.begin + (weights.tied ? 0 : weights.end);
+  weights.layer = static_cast<double>(spec.tensor_bytes - std::min(ends, spec.tensor_bytes)) / spec.n_layers;
+  return weights;
+}
+
+uint64_t FileWeightBytes(const ModelSpec& spec, const RankShare& share) {
+  const FileWeights weights = FileWeightsOf(spec);
+  const bool first = share.first_layer == 0, last = share.last_layer == spec.n_layers;
+  double bytes = weights.layer * (share.last_layer - share.first_layer);
+  if (first) bytes += static_cast<double>(weights.begin);
+  if (last && !(first && weights.tied)) bytes += static_cast<double>(weights.end);
+  return static_cast<uint64_t>(bytes / kSlices * share.slices.size());
+}
+
 }  // namespace shoal

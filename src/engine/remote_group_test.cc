@@ -268,6 +268,35 @@ TEST(Worker, DropsStaleEpochsAndRefusesNonsense) {
   EXPECT_EQ(WorkerTold(load).error().reason, reasons::kBadFrame);
 }
 
+// How a head fares that sends its plan to one worker who lends so much.
+Result<std::unique_ptr<Group>> LoadOn(const Model& model, uint64_t memory) {
+  auto [head, end] = LinkPair();
+  std::jthread worker([memory, &link = end] { (void)ServeHead(link, {"small", 1, memory}); });
+  auto offer = Introduce(head, "127.0.0.1");
+  EXPECT_TRUE(offer.has_value());
+  std::vector<Member> members;
+  members.push_back({*std::move(offer), std::move(head)});
+  auto group = LoadRemoteGroup(model.file, std::move(members), model.Plan({1}), kEpoch, [](uint64_t) {});
+  if (group) (*group).reset();  // says goodbye, so that the worker ends
+  return group;
+}
+
+TEST(Worker, LendsNoMoreThanItSaid) {
+  const Model model;
+  const ShardPlan plan = model.Plan({1});
+  const uint64_t needed = FileWeightBytes(model.spec, plan.ranks[0]) +
+                          KvBlockBytes(model.spec, plan.ranks[0], plan.kv_type) * static_cast<uint64_t>(plan.kv_blocks);
+  EXPECT_TRUE(LoadOn(model, needed).has_value());
+  for (const uint64_t memory : {needed - 1, uint64_t{1}}) {
+    const auto group = LoadOn(model, memory);
+    ASSERT_FALSE(group.has_value());
+    EXPECT_EQ(group.error().reason, reasons::kOutOfMemory);
+    EXPECT_NE(group.error().message.find("small"), std::string::npos) << ToString(group.error());
+    EXPECT_NE(group.error().message.find("lends (" + std::to_string(memory) + " bytes)"), std::string::npos)
+        << ToString(group.error());
+  }
+}
+
 TEST(Worker, AHeadThatVanishesIsALostPeer) {
   auto [head, end] = LinkPair();
   Status ended;

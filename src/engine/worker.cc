@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "base/machine.h"
 #include "comm/tcp.h"
@@ -46,6 +47,7 @@ class Worker {
   Status JoinRanks(const wire::LoadShard& load, const ShardPlan& plan);
   Status Carry(const wire::Step& step);
   void SetDeadline(Deadline deadline);
+  Status CheckLent(const ModelSpec& spec, const ShardPlan& plan, uint32_t rank) const;
 
   Link& link_;
   Listener listener_;
@@ -118,6 +120,19 @@ void Worker::SetDeadline(Deadline deadline) {
   if (group_) group_->SetDeadline(deadline);
 }
 
+// A head that is right asks for no more than was lent, by the same reckoning.
+Status Worker::CheckLent(const ModelSpec& spec, const ShardPlan& plan, uint32_t rank) const {
+  const RankShare& share = plan.ranks[rank];
+  const uint64_t weights = FileWeightBytes(spec, share);
+  const auto cache =
+      CheckedMul<uint64_t>(KvBlockBytes(spec, share, plan.kv_type), static_cast<uint64_t>(plan.kv_blocks));
+  if (cache && weights <= options_.memory && *cache <= options_.memory - weights) return {};
+  return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
+              "the plan asks for more memory than this worker lends (" + std::to_string(options_.memory) + " bytes)",
+              std::to_string(weights) + " bytes of weights, " + std::to_string(plan.kv_blocks) + " blocks of " +
+                  std::to_string(KvBlockBytes(spec, share, plan.kv_type)) + " bytes of KV cache");
+}
+
 Result<LoadedShard> Worker::Load(const wire::LoadShard& load) {
   SHOAL_RETURN_IF_ERROR(CheckLoadShard(load));
   SHOAL_ASSIGN(const ShardPlan plan, DecodeShardPlan(load.plan()));
@@ -126,6 +141,7 @@ Result<LoadedShard> Worker::Load(const wire::LoadShard& load) {
   SHOAL_ASSIGN(const auto file, FetchHeaders(load, source));
   SHOAL_ASSIGN(const ModelSpec spec, ReadModelSpec(*file));
   SHOAL_RETURN_IF_ERROR(CheckShardPlan(plan, spec.n_layers));
+  SHOAL_RETURN_IF_ERROR(CheckLent(spec, plan, load.rank()));
   SHOAL_RETURN_IF_ERROR(JoinRanks(load, plan));
   SetDeadline(Deadline::After(limits::kLoadTimeout));
   SHOAL_ASSIGN(rank_, Rank::Load(spec, source, plan, static_cast<int>(load.rank()), {*stage_, group_.get()},

@@ -2,8 +2,10 @@
 // out steps until the head leaves.
 // Owns: the data-plane listener, the rank and its collective.
 // Threads: one (plus the rank's compute threads).
-// Fails: kPeerLost when the head is gone, kBadFrame when it makes no sense, and whatever loading or a step fails with; the head
-// is told first. After an error the process is to end: a group that lost a rank is closed for good.
+// Limits: a plan whose weights and KV pool are more than was lent is refused before anything of it is read.
+// Fails: kPeerLost when the head is gone, kBadFrame when it makes no sense, kOutOfMemory for a plan beyond what was lent, and
+// whatever loading or a step fails with; the head is told first. After an error the process is to end: a group that lost a rank
+// is closed for good.
 // Reads next: engine/remote_group.h (the other side), engine/rank.h, net/mesh.h.
 #pragma once
 

@@ -111,15 +111,17 @@ TEST(Codec, ResultsRoundTripBitForBit) {
 }
 
 TEST(Codec, ShardPlansRoundTrip) {
-  const ShardPlan plan{{{{0, 5}, 0, 32}, {{5, 16}, 0, 32}}, 1000, {"because", "5 + 11 \xff"}, KvType::kQ8_0};
-  wire::ShardPlan encoded;
-  EncodeShardPlan(plan, &encoded);
-  const auto back = DecodeShardPlan(ThroughBytes(encoded));
-  ASSERT_TRUE(back.has_value());
-  EXPECT_EQ(back->ranks, plan.ranks);
-  EXPECT_EQ(back->kv_blocks, 1000);
-  EXPECT_EQ(back->reasons, plan.reasons);
-  EXPECT_EQ(back->kv_type, KvType::kQ8_0);
+  for (const KvType type : {KvType::kF16, KvType::kQ8_0, KvType::kF32}) {
+    const ShardPlan plan{{{{0, 5}, 0, 32}, {{5, 16}, 0, 32}}, 1000, {"because", "5 + 11 \xff"}, type};
+    wire::ShardPlan encoded;
+    EncodeShardPlan(plan, &encoded);
+    const auto back = DecodeShardPlan(ThroughBytes(encoded));
+    ASSERT_TRUE(back.has_value());
+    EXPECT_EQ(back->ranks, plan.ranks);
+    EXPECT_EQ(back->kv_blocks, 1000);
+    EXPECT_EQ(back->reasons, plan.reasons);
+    EXPECT_EQ(back->kv_type, type);
+  }
 }
 
 TEST(Codec, ErrorsKeepTheirReason) {
@@ -321,7 +323,7 @@ TEST(Codec, HostilePlansAndLoadsAreRefused) {
       [](auto& p) { p.mutable_ranks(1)->set_first_layer(5); },
       [](auto& p) { p.mutable_ranks(1)->set_last_layer(100'000); },
       [](auto& p) { p.set_kv_blocks(0x80000000); },
-      [](auto& p) { p.set_kv_type(2); },
+      [](auto& p) { p.set_kv_type(3); },
       [](auto& p) { p.set_kv_type(256); },
   };
   for (size_t i = 0; i < plan_changes.size(); ++i) {

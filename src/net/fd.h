@@ -1,4 +1,5 @@
 // What: a file descriptor with an owner.
+// Threads: whoever owns it; one at a time.
 #pragma once
 
 #include <unistd.h>

@@ -5,6 +5,7 @@
 //             of the 16 8  sequence number, u32              bytes before it, seeded with the session's seed
 //
 // Numbers are little-endian. Pure: bytes in, payloads out; no socket.
+// Threads: a reader belongs to one; SealFrame is pure.
 // Limits: a payload is 1..kMaxFrameBytes bytes, kMaxHandshakeBytes until the peer has proved who it is. A
 // length is checked before anything is allocated for it, and the buffer grows with the bytes that have come,
 // not with those announced.

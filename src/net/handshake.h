@@ -10,6 +10,7 @@
 // of the two is speaking, so a recorded session cannot be played again nor a message be reflected. Either
 // side may answer Reject with a typed error instead. After it the link carries full-sized frames whose
 // checksums are seeded by the session.
+// Threads: the link's; each handshake blocks its caller until it is over.
 // Limits: kHandshakeTimeout and kMaxHandshakeBytes a frame.
 // Fails: kBadHandshake (not our protocol, wrong role or cluster), kVersionMismatch (both sides name both
 // versions), kStaleEpoch, kBadToken (another secret), kPeerLost, kPeerTimeout. The link is shut down on

@@ -1,4 +1,5 @@
 // What: every entry of core/reasons.h, for net/codec.cc. A test compares the two.
+// Threads: constants.
 reasons::kModelNotFound, reasons::kModelCorrupt, reasons::kModelIncomplete, reasons::kUnsupportedFormat,
     reasons::kUnsupportedVersion, reasons::kUnsupportedEndianness, reasons::kUnsupportedType, reasons::kUnsupportedArch,
     reasons::kUnsupportedModel, reasons::kUnsupportedTokenizer, reasons::kModelProducedNan, reasons::kInvalidJson,

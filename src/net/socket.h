@@ -1,5 +1,6 @@
 // What: TCP sockets with deadlines: listen, dial, send all, wait. The only socket calls besides comm/tcp and
 // serve/.
+// Threads: any; a descriptor is the caller's.
 // Limits: loopback is numbers or "localhost", without a resolver; names are looked up only for kInsecure, by the system and
 // in its own time. Addresses other than loopback are refused unless kInsecure is said: these sockets are not
 // encrypted.

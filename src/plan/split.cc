@@ -91,14 +91,15 @@ Status SizeKvPool(ShardPlan& plan, const PlanModel& model, const std::vector<Pla
   for (size_t r = 0; r < nodes.size(); ++r) {
     if (block_bytes[r] == 0) continue;  // a rank without heads keeps no cache
     const auto fits = static_cast<int64_t>(nodes[r].kv_budget / block_bytes[r]);
+    if (fits < 1)
+      return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
+                  nodes[r].name + " has no memory for one block of KV cache",
+                  std::to_string(block_bytes[r]) + " bytes, of which it has " + std::to_string(nodes[r].kv_budget));
     if (fits < blocks) {
       blocks = fits;
       plan.reasons.push_back("the KV pool is bounded by the memory of " + nodes[r].name);
     }
   }
-  if (blocks < 1)
-    return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
-                "no node may be without memory for one block of KV cache");
   plan.kv_blocks = static_cast<int>(std::min<int64_t>(blocks, 1 << 24));
   plan.reasons.push_back("KV pool of " + std::to_string(plan.kv_blocks) +
                          " blocks = " + std::to_string(int64_t{plan.kv_blocks} * limits::kBlockTokens) + " positions");

@@ -56,7 +56,9 @@ TEST(Split, ThePoolIsTheSmallestThatANodeCanHold) {
   EXPECT_EQ(plan->kv_blocks, 100);
   ASSERT_TRUE(SizeKvPool(*plan, {2, 160, 16}, nodes, {1, 1}, {2}));
   EXPECT_EQ(plan->kv_blocks, 20);  // two contexts are all that is wished for
-  EXPECT_FALSE(SizeKvPool(*plan, {2, 160, 16}, nodes, {10, 301}, {64}));
+  const auto none = SizeKvPool(*plan, {2, 160, 16}, nodes, {10, 301}, {64});
+  ASSERT_FALSE(none.has_value());
+  EXPECT_EQ(none.error().message, "b has no memory for one block of KV cache");
 }
 
 }  // namespace

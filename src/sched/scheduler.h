@@ -123,7 +123,8 @@ class Scheduler {
   bool Finish(SequenceId id, FinishReason reason);
 
   // The ranks are new and hold nothing (another group, another epoch): steps in flight are void, what ran waits again, and no
-  // block is known any more. Requests and tokens stay; steps are numbered from 1 again.
+  // block is known any more. Requests and tokens stay; steps are numbered from 1 again. For recovery, which is still to come (docs:
+  // ARCHITECTURE.md, Life of a failure): the engine does not call it yet, the scenario test's failures do.
   void Reset();
 
   Decision Schedule();

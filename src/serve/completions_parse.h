@@ -1,4 +1,5 @@
 // What: the body of POST /v1/completions as plain values, checked. Used by completions.cc and its tests.
+// Threads: pure.
 // Fails: by value, with `param`.
 #pragma once
 

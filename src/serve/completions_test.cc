@@ -347,7 +347,16 @@ TEST_F(CompletionsTest, RefusesWhatIsOutOfRange) {  // H6, H7, R4..R12
        {"", json::array({""}), json::array({1, 2}), std::string(1025, 's'), 5, std::vector<std::string>(17, "s")}},
       {"stop_token_ids", {json::array({258}), json::array({-1}), 5, json::array({"a"}), std::vector<int>(17, 1)}},
       {"logit_bias",
-       {{{"258", 1}}, {{"-1", 1}}, {{"x", 1}}, {{"1", 101}}, {{"1", -1000}}, {{"1", "1"}}, json::array({1})}},
+       {{{"258", 1}},
+        {{"-1", 1}},
+        {{"x", 1}},
+        {{"01", 1}},
+        {{"-0", 1}},
+        {{"1", 1}, {"01", 2}},
+        {{"1", 101}},
+        {{"1", -1000}},
+        {{"1", "1"}},
+        json::array({1})}},
       {"stream", {"yes", 1}},
       {"echo", {"yes"}},
       {"ignore_eos", {1}},
@@ -365,6 +374,7 @@ TEST_F(CompletionsTest, RefusesWhatIsOutOfRange) {  // H6, H7, R4..R12
   EXPECT_EQ(Refused({{"prompt", "x"}, {"stream", true}, {"stream_options", {{"include_usage", 1}}}},
                     "stream_options.include_usage"),
             "stream_options.include_usage must be true or false, not a number");
+  EXPECT_NE(Refused(with("logit_bias", {{"1", 1}, {"01", 2}}), "logit_bias").find("\"01\""), std::string::npos);
   json many;
   for (int i = 0; i < 1025; ++i) many[std::to_string(i)] = 1;
   Refused(with("logit_bias", many), "logit_bias");

@@ -1,4 +1,5 @@
 // What: the one table from an Error to what an HTTP client sees: status, OpenAI's error object, retry headers.
+// Threads: pure.
 // Fails: never; an unknown reason falls back to its code's row.
 #pragma once
 

@@ -1,5 +1,6 @@
 // What: for tests: a tokenizer of bytes and an engine that says the alphabet. Header only; no product code includes it.
 // The token after a text of n tokens is the letter 'a' + (sum of its prompt + n) % 26; a script may replace that.
+// Threads: any may call the engine, as the real one; it has a thread that talks to the sinks.
 #pragma once
 
 #include <algorithm>

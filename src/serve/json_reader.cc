@@ -330,9 +330,11 @@ FieldReader& FieldReader::NumberMap(const char* name, size_t max_count, IntegerR
     const auto end = text.data() + text.size();
     const auto parsed = std::from_chars(text.data(), end, key);
     float number = 0;
-    if (parsed.ec != std::errc() || parsed.ptr != end || key < keys.min || key > keys.max) {
-      Refuse(name, std::format("has the key \"{}\"; keys are whole numbers between {} and {}", text.substr(0, 32),
-                               keys.min, keys.max));
+    // One way to write a number, so that no key is there twice.
+    const bool canonical = parsed.ec == std::errc() && parsed.ptr == end && text == std::to_string(key);
+    if (!canonical || key < keys.min || key > keys.max) {
+      Refuse(name, std::format("has the key \"{}\"; keys are whole numbers between {} and {}, without leading zeros",
+                               text.substr(0, 32), keys.min, keys.max));
       return *this;
     }
     if (std::string why = Finite(item, range, number); !why.empty()) {

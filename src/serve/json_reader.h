@@ -1,4 +1,5 @@
 // What: JSON from outside: a parser that refuses before it builds, and a reader of an object's fields with their ranges.
+// Threads: pure; a reader belongs to one.
 // Limits: kMaxJsonDepth levels, kMaxJsonValues values; checked while reading, without recursion.
 // Fails: kInvalidJson with the byte offset (malformed, invalid UTF-8, lone surrogates, duplicate keys, trailing bytes, too
 // deep); kInvalidValue with `param` (wrong type, out of range). A NUL written as \u0000 is text like any other.
@@ -52,7 +53,7 @@ class FieldReader {
   // A string, or an array of strings.
   FieldReader& Strings(const char* name, StringLimits limits, std::vector<std::string>& out);
   FieldReader& Integers(const char* name, size_t max_count, IntegerRange range, std::vector<int>& out);
-  // {"17": -5.5}: whole numbers as keys.
+  // {"17": -5.5}: whole numbers as keys, as std::to_string writes them.
   FieldReader& NumberMap(const char* name, size_t max_count, IntegerRange keys, NumberRange range,
                          std::vector<std::pair<int, float>>& out);
   FieldReader& Object(const char* name, const std::function<Status(FieldReader&)>& read);

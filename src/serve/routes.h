@@ -1,4 +1,5 @@
 // What: the table of everything the server answers.
+// Threads: handlers run on the server's thread and on its workers, several at once; `draining` may be set by any.
 #pragma once
 
 #include <atomic>

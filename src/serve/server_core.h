@@ -1,4 +1,6 @@
-// What: what all connections of one server share. Everything here that is not const or atomic belongs to the thread of `io`.
+// What: what all connections of one server share.
+// Threads: connections, per_peer and body_bytes_held belong to the thread of `io`; handlers run there or on `workers` and use
+// `service` and `metrics` from both; the counts have their mutex.
 #pragma once
 
 #include <atomic>

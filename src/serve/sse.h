@@ -1,4 +1,5 @@
 // What: server-sent events, as OpenAI's clients read them.
+// Threads: pure.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
 // What: for tests: an HTTP client on a plain socket that can also say what no proper client would. Header only.
+// Threads: a client belongs to one; calls block.
 #pragma once
 
 #include <arpa/inet.h>

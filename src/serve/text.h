@@ -1,4 +1,5 @@
 // What: bytes of tokens as JSON may carry them.
+// Threads: pure.
 #pragma once
 
 #include <cstdint>

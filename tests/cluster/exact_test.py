@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The same request gives the same bits whatever the split: ids and the hash of all logits, over worker processes, shares,
-threads and prompt chunks; greedy and seeded sampling; for either type of the KV cache."""
+threads and prompt chunks; greedy and seeded sampling; for every type of the KV cache."""
 from shoal_process import SHARED, Server, any_model, main, run_json
 
 MODELS = ["models/llama-stories3M/stories3M-f32.gguf", "models/llama-stories3M/stories3M-q8_0.gguf",
@@ -17,6 +17,7 @@ VARIANTS = [["--threads", "2"], ["--step-rows", "1"], ["--step-rows", "7"], ["--
 GUESSES = [["--speculate"], ["--speculate", "--workers", "2"], ["--speculate", "--workers", "2", "--stages", "2"], ["--speculate", "--step-rows", "3"]]
 PLAIN = ["--no-speculate", "--no-prefix-cache"]
 Q8_0 = ["--kv-type", "q8_0"]
+F32 = ["--kv-type", "f32"]
 
 
 def case_of(path, *cache):
@@ -61,8 +62,14 @@ def a_known_beginning_changes_nothing_in_q8_0():
     a_known_beginning_changes_nothing(*Q8_0)
 
 
+def a_known_beginning_changes_nothing_in_f32():
+    a_known_beginning_changes_nothing(*F32)
+
+
 if __name__ == "__main__":
     made = any_model("no such reference", "--heads", 6, "--kv-heads", 3, "--dim", 96, "--ffn", 172)
-    main([a_known_beginning_changes_nothing, a_known_beginning_changes_nothing_in_q8_0]
+    main([a_known_beginning_changes_nothing, a_known_beginning_changes_nothing_in_q8_0,
+          a_known_beginning_changes_nothing_in_f32]
          + [case_of(SHARED / model) for model in MODELS if (SHARED / model).exists()] + [case_of(made)]
-         + [case_of(SHARED / model, *Q8_0) for model in MODELS[1:3] if (SHARED / model).exists()] + [case_of(made, *Q8_0)])
+         + [case_of(SHARED / model, *Q8_0) for model in MODELS[1:3] if (SHARED / model).exists()] + [case_of(made, *Q8_0)]
+         + [case_of(SHARED / model, *F32) for model in MODELS[2:3] if (SHARED / model).exists()] + [case_of(made, *F32)])

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""--kv-type q8_0: half the memory, nearly the same probabilities; where it may be said, and what is refused."""
+"""--kv-type: q8_0 takes half the memory, f32 twice as much, with nearly the same probabilities; where it may be said, and what is refused;
+--kv-memory that holds nothing."""
 import json
 import pathlib
+import re
 import tempfile
 
 from shoal_process import Server, any_model, main, run, run_json
@@ -13,12 +15,13 @@ HELLO = ["-p", "Hello", "-n", "1", "--temp", "0"]
 def twice_the_positions_fit():
     model = any_model(MODEL)
     bytes_of = {}
-    for kind in ("f16", "q8_0"):
+    for kind in ("f16", "q8_0", "f32"):
         said = run_json("run", model, *HELLO, "--kv-type", kind)
         assert said["kv_type"] == kind, said
         bytes_of[kind] = said["ranks"][0]["kv_bytes"]
     # 32 values are 34 bytes instead of 64; heads that are no multiple of 32 have a little more.
     assert 34 / 64 <= bytes_of["q8_0"] / bytes_of["f16"] < 0.6, bytes_of
+    assert bytes_of["f32"] == 2 * bytes_of["f16"], bytes_of
     assert run_json("run", model, *HELLO)["kv_type"] == "f16"
 
 
@@ -53,7 +56,7 @@ def probabilities_stay_close():
     model = any_model(MODEL)
     start = "Once upon a time"
     texts, mean = [], {}
-    for kind in ("f16", "q8_0"):
+    for kind in ("f16", "q8_0", "f32"):
         with Server(model, "--kv-type", kind) as server:
             if not texts:
                 draws = (server.complete(prompt=start, max_tokens=200, temperature=1, top_p=1, seed=seed) for seed in range(4))
@@ -64,8 +67,20 @@ def probabilities_stay_close():
             mean[kind] = -sum(logprobs) / len(logprobs)
     print(f"mean negative log-likelihood: {mean}")
     assert 0 < abs(mean["q8_0"] - mean["f16"]) < 0.01, mean
+    assert 0 < abs(mean["f32"] - mean["f16"]) < 0.001, mean
+
+
+def a_pool_without_a_block_is_refused():
+    model = any_model(MODEL)
+    for extra in ([], ["--kv-type", "q8_0"], ["--workers", "2"]):
+        done = run("serve", model, "--port", "0", "--kv-memory", "1", *extra, check=2)
+        assert b"--kv-memory" in done.stderr, done.stderr
+        least = int(re.search(rb"at least (\d+) bytes", done.stderr).group(1))
+        run("run", model, *HELLO, "--kv-memory", least - 1, *extra, check=2)
+        ranks = run_json("run", model, *HELLO, "--kv-memory", least, *extra)["ranks"]
+        assert max(rank["kv_bytes"] for rank in ranks) == least, (ranks, least)
 
 
 if __name__ == "__main__":
     main([twice_the_positions_fit, workers_hold_what_the_head_asks_for, it_is_a_variable_and_a_key_too, what_is_no_type_is_refused,
-          probabilities_stay_close])
+          probabilities_stay_close, a_pool_without_a_block_is_refused])

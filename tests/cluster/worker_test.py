@@ -113,6 +113,24 @@ def strangers_disturb_nobody():
                 assert one.ends() == 0 and two.ends() == 0
 
 
+def strangers_do_not_fill_the_log():
+    with Tokens() as token, Head(token, 1) as head:
+        begin = time.monotonic()
+        for _ in range(100):
+            with socket.create_connection(("127.0.0.1", head.cluster)) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"x" * 30)
+                stranger.settimeout(30)
+                try:
+                    stranger.recv(100)
+                except ConnectionResetError:
+                    pass
+        with Worker(head, "one", token_file=token):
+            ranks(head)
+            # One a second, whatever this machine took for it.
+            lines = head.text.count("was refused")
+            assert 1 <= lines <= time.monotonic() - begin + 1, head.text
+
+
 def equal_names_are_told_apart():
     with Tokens() as token, Head(token, 3) as head:
         workers = []
@@ -164,6 +182,6 @@ def waiting_can_be_ended():
 
 
 if __name__ == "__main__":
-    main([two_workers_compute_what_one_process_does, strangers_disturb_nobody, equal_names_are_told_apart,
+    main([two_workers_compute_what_one_process_does, strangers_disturb_nobody, strangers_do_not_fill_the_log, equal_names_are_told_apart,
           a_worker_that_leaves_early_is_not_counted, a_worker_whose_head_vanishes_ends, a_worker_too_small_is_named,
           waiting_can_be_ended])

@@ -15,11 +15,11 @@
 
 namespace shoal::testing {
 
-std::vector<GoldenCase> ReadGolden(const std::filesystem::path& path) {
-  std::ifstream in(path);
-  const auto json = nlohmann::json::parse(in);
+namespace {
+
+std::vector<GoldenCase> CasesOf(const nlohmann::json& entries) {
   std::vector<GoldenCase> cases;
-  for (const auto& entry : json.at("cases")) {
+  for (const auto& entry : entries) {
     GoldenCase one;
     one.prompt = entry.value("prompt", "");
     one.prompt_ids = entry.at("prompt_ids").get<std::vector<TokenId>>();
@@ -33,6 +33,21 @@ std::vector<GoldenCase> ReadGolden(const std::filesystem::path& path) {
     cases.push_back(std::move(one));
   }
   return cases;
+}
+
+}  // namespace
+
+std::vector<GoldenCase> ReadGolden(const std::filesystem::path& path) {
+  std::ifstream in(path);
+  return CasesOf(nlohmann::json::parse(in).at("cases"));
+}
+
+std::map<std::string, std::vector<GoldenCase>> ReadRecorded(const std::filesystem::path& path) {
+  std::ifstream in(path);
+  std::map<std::string, std::vector<GoldenCase>> models;
+  const auto json = nlohmann::json::parse(in);
+  for (const auto& [name, entry] : json.at("models").items()) models[name] = CasesOf(entry.at("cases"));
+  return models;
 }
 
 GoldenModel OpenModel(const std::filesystem::path& path) {
@@ -108,7 +123,7 @@ void GoldenGroup::OnRanks(F&& f) {
 }
 
 GoldenGroup::GoldenGroup(const ModelSpec& spec, TensorSource& source, std::vector<SliceRun> runs, int threads,
-                         int sequences)
+                         int sequences, KvType kv_type)
     : ranks_(static_cast<int>(runs.size())),
       vocabulary_(spec.n_vocab),
       blocks_each_((spec.context_length + limits::kBlockTokens - 1) / limits::kBlockTokens),
@@ -117,6 +132,7 @@ GoldenGroup::GoldenGroup(const ModelSpec& spec, TensorSource& source, std::vecto
   ShardPlan plan;
   for (const auto& run : runs) plan.ranks.push_back({run, 0, spec.n_layers});
   plan.kv_blocks = blocks_each_ * sequences;
+  plan.kv_type = kv_type;
   // Blocks of all sequences, shuffled: a result must not depend on where they lie.
   std::vector<BlockId> pool(static_cast<size_t>(plan.kv_blocks));
   for (size_t i = 0; i < pool.size(); ++i) pool[i] = static_cast<BlockId>(i);

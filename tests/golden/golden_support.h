@@ -35,6 +35,8 @@ struct GoldenCase {
 };
 
 std::vector<GoldenCase> ReadGolden(const std::filesystem::path& path);
+// A file with the cases of several models, by name.
+std::map<std::string, std::vector<GoldenCase>> ReadRecorded(const std::filesystem::path& path);
 
 struct GoldenModel {
   std::shared_ptr<const GgufFile> file;
@@ -63,7 +65,8 @@ struct Chunk {
 
 class GoldenGroup {
  public:
-  GoldenGroup(const ModelSpec& spec, TensorSource& source, std::vector<SliceRun> runs, int threads, int sequences);
+  GoldenGroup(const ModelSpec& spec, TensorSource& source, std::vector<SliceRun> runs, int threads, int sequences,
+              KvType kv_type = KvType::kF16);
   bool ok() const { return !executors_.empty(); }
   // One step. Returns the logits of the last row of each chunk, in order.
   std::vector<std::vector<float>> Step(const std::vector<Chunk>& chunks);

@@ -98,35 +98,41 @@ struct WideRows {
   HWY_INLINE int RunEnd(int) const { return std::numeric_limits<int>::max(); }
 };
 
-struct HalfRun {
-  const uint16_t* at;
+HWY_INLINE V Widened(const uint16_t* from) { return FromHalf(from); }
+HWY_INLINE V Widened(const float* from) { return hn::LoadU(DF(), from); }
+// T: f16 bits, or float.
+template <class T>
+struct PlainRun {
+  const T* at;
   size_t stride;
   HWY_INLINE V Next() {
-    const V x = FromHalf(at);
+    const V x = Widened(at);
     at += stride;
     return x;
   }
 };
 // Keys as they lie in the cache: a row is a dimension, a column a position of the span.
-struct HalfKeys {
+template <class T>
+struct PlainKeys {
   Cells cells;
-  HWY_INLINE HalfRun RunAt(int row, size_t column) const {
-    return {cells.As<uint16_t>(column / kBlock) + static_cast<size_t>(row) * kBlock + column % kBlock, kBlock};
+  HWY_INLINE PlainRun<T> RunAt(int row, size_t column) const {
+    return {cells.As<T>(column / kBlock) + static_cast<size_t>(row) * kBlock + column % kBlock, kBlock};
   }
   HWY_INLINE int RunEnd(int) const { return std::numeric_limits<int>::max(); }
 };
 // Values as they lie in the cache: a row is a position of the span, a column a dimension.
-struct HalfValues {
+template <class T>
+struct PlainValues {
   Cells cells;
   size_t v_dim;
-  HWY_INLINE const uint16_t* At(int row, size_t column) const {
-    return cells.As<uint16_t>(static_cast<size_t>(row / kBlock)) + static_cast<size_t>(row % kBlock) * v_dim + column;
+  HWY_INLINE const T* At(int row, size_t column) const {
+    return cells.As<T>(static_cast<size_t>(row / kBlock)) + static_cast<size_t>(row % kBlock) * v_dim + column;
   }
-  HWY_INLINE HalfRun RunAt(int row, size_t column) const { return {At(row, column), v_dim}; }
+  HWY_INLINE PlainRun<T> RunAt(int row, size_t column) const { return {At(row, column), v_dim}; }
   HWY_INLINE V Rest(int row, size_t column) const {  // less than a vector, filled up with 0
-    HWY_ALIGN uint16_t rest[kLanes] = {};
+    HWY_ALIGN T rest[kLanes] = {};
     std::copy(At(row, column), At(row, v_dim), rest);
-    return FromHalf(rest);
+    return Widened(rest);
   }
   HWY_INLINE int RunEnd(int row) const { return (row / kBlock + 1) * kBlock; }
 };
@@ -341,14 +347,15 @@ HWY_NOINLINE float Exponentials(float* scores, int first, int last, float maximu
   return SumOfLanes(lanes);
 }
 
-// weights[first, last) times `factor`, rounded to f16.
-HWY_INLINE void RoundWeights(float* weights, int first, int last, float factor) {
+// weights[first, last) times `factor`, rounded to f16 where the cache is no wider.
+template <class Cache>
+HWY_INLINE void NormaliseWeights(float* weights, int first, int last, float factor) {
   const DF d;
   if (std::isnan(factor)) return std::fill(weights + first, weights + last, factor);  // an f16 conversion may lose NaN
   const V by = hn::Set(d, factor);
   for (int i = first; i < last; i += static_cast<int>(kLanes)) {
     const V x = hn::Mul(hn::Load(d, weights + i), by);
-    hn::Store(hn::PromoteTo(d, hn::DemoteTo(DH(), x)), d, weights + i);
+    hn::Store(Cache::kRoundsWeights ? hn::PromoteTo(d, hn::DemoteTo(DH(), x)) : x, d, weights + i);
   }
 }
 
@@ -458,7 +465,7 @@ HWY_INLINE void SoftmaxUnit(const UnitWork& work) {
 }
 
 // Adds the values of one span, weighted.
-template <class Values>
+template <class Cache, class Values>
 HWY_INLINE void AddSpan(const UnitWork& work, int base, int tile, const Values& values) {
   const int pairs = work.unit.pairs();
   for (int pair = 0; pair < pairs; pair += tile) {
@@ -471,7 +478,8 @@ HWY_INLINE void AddSpan(const UnitWork& work, int base, int tile, const Values& 
       weights[m] = own;
       const Visible seen = view.seen[m];
       if (seen.begin >= seen.end) continue;
-      RoundWeights(own, seen.begin / kBlock * kBlock, (seen.end + kBlock - 1) / kBlock * kBlock, work.maxima[pair + m]);
+      NormaliseWeights<Cache>(own, seen.begin / kBlock * kBlock, (seen.end + kBlock - 1) / kBlock * kBlock,
+                              work.maxima[pair + m]);
     }
     AddValues(n, view.seen, weights, values, work.v_pad, work.acc + static_cast<size_t>(pair) * work.v_pad);
   }
@@ -496,15 +504,18 @@ HWY_INLINE void ForEachSpan(const KvLayer& layer, const AttentionUnit& unit, int
 }
 
 // How the cells of a span are read, by the cache's type.
-struct HalfCache {
-  static constexpr KvType kType = KvType::kF16;
-  static HWY_INLINE HalfKeys Keys(const Cells& cells, int, int, int, AttentionScratch&) { return {cells}; }
-  static HWY_INLINE HalfValues Values(const Cells& cells, int, int, int v_dim, AttentionScratch&) {
+template <class T>
+struct PlainCache {
+  static constexpr KvType kType = sizeof(T) == sizeof(float) ? KvType::kF32 : KvType::kF16;
+  static constexpr bool kRoundsWeights = kType != KvType::kF32;
+  static HWY_INLINE PlainKeys<T> Keys(const Cells& cells, int, int, int, AttentionScratch&) { return {cells}; }
+  static HWY_INLINE PlainValues<T> Values(const Cells& cells, int, int, int v_dim, AttentionScratch&) {
     return {cells, static_cast<size_t>(v_dim)};
   }
 };
 struct CodedCache {
   static constexpr KvType kType = KvType::kQ8_0;
+  static constexpr bool kRoundsWeights = true;
   static HWY_INLINE CodedKeys Keys(const Cells& cells, int first, int last, int k_dim, AttentionScratch& scratch) {
     return {cells, WidenScales(cells, first, last, k_dim, scratch)};
   }
@@ -573,9 +584,9 @@ HWY_INLINE void AttendCached(const KvLayer& layer, const AttentionShape& shape, 
   ForEachSpan(layer, unit, begin, end, layer.v, CellBytes(Cache::kType, layer.v_dim),
               [&](int base, int first, int last, const Cells& cells) {
                 const auto values = Cache::Values(cells, first, last, layer.v_dim, scratch);
-                if (direct) return AddSpan(work, base, kMaxTilePairs, values);
+                if (direct) return AddSpan<Cache>(work, base, kMaxTilePairs, values);
                 WidenValues(values, first, last, wide_values, v_pad);
-                AddSpan(work, base, kWideTilePairs, WideRows{wide_values, v_pad});
+                AddSpan<Cache>(work, base, kWideTilePairs, WideRows{wide_values, v_pad});
               });
   size_t row = 0, head = 0;
   for (size_t pair = 0; pair < pairs; ++pair) {
@@ -587,9 +598,14 @@ HWY_INLINE void AttendCached(const KvLayer& layer, const AttentionShape& shape, 
 
 void AttendUnit(const KvLayer& layer, const AttentionShape& shape, const AttentionUnit& unit, const float* q,
                 size_t q_stride, float* out, size_t out_stride, AttentionScratch& scratch) {
-  const bool coded = layer.type == KvType::kQ8_0;
-  return coded ? AttendCached<CodedCache>(layer, shape, unit, q, q_stride, out, out_stride, scratch)
-               : AttendCached<HalfCache>(layer, shape, unit, q, q_stride, out, out_stride, scratch);
+  switch (layer.type) {
+    case KvType::kF16:
+      return AttendCached<PlainCache<uint16_t>>(layer, shape, unit, q, q_stride, out, out_stride, scratch);
+    case KvType::kQ8_0:
+      return AttendCached<CodedCache>(layer, shape, unit, q, q_stride, out, out_stride, scratch);
+    case KvType::kF32:
+      return AttendCached<PlainCache<float>>(layer, shape, unit, q, q_stride, out, out_stride, scratch);
+  }
 }
 
 HWY_INLINE void ToHalf(const float* from, size_t n, uint16_t* to) {
@@ -622,6 +638,16 @@ HWY_INLINE void StoreHalves(const BlockRows& from, size_t k_dim, size_t v_dim, u
   for (int r = 0; r < from.rows; ++r) {
     ToHalf(from.v + static_cast<size_t>(r) * from.v_stride, v_dim,
            values + static_cast<size_t>(from.first + r) * v_dim);
+  }
+}
+
+HWY_INLINE void StoreFloats(const BlockRows& from, size_t k_dim, size_t v_dim, float* keys, float* values) {
+  for (int r = 0; r < from.rows; ++r) {
+    const size_t row = static_cast<size_t>(r), cell = static_cast<size_t>(from.first + r);
+    const float* k = from.k + row * from.k_stride;
+    for (size_t i = 0; i < k_dim; ++i) keys[i * kBlock + cell] = k[i];
+    const float* v = from.v + row * from.v_stride;
+    std::copy(v, v + v_dim, values + cell * v_dim);
   }
 }
 
@@ -685,6 +711,9 @@ void StoreBlock(const KvLayer& layer, BlockId block, int kv_head, const BlockRow
   std::byte* values = layer.v + cell * CellBytes(layer.type, layer.v_dim);
   if (layer.type == KvType::kF16) {
     return StoreHalves(from, k_dim, v_dim, reinterpret_cast<uint16_t*>(keys), reinterpret_cast<uint16_t*>(values));
+  }
+  if (layer.type == KvType::kF32) {
+    return StoreFloats(from, k_dim, v_dim, reinterpret_cast<float*>(keys), reinterpret_cast<float*>(values));
   }
   auto* k_codes = reinterpret_cast<int8_t*>(keys);
   auto* v_codes = reinterpret_cast<int8_t*>(values);

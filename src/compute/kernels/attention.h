@@ -1,8 +1,9 @@
-// What: attention of query rows over a paged KV cache of f16 or q8_0. A (row, head) gets the scores of all positions that
+// What: attention of query rows over a paged KV cache of f16, q8_0 or f32. A (row, head) gets the scores of all positions that
 // it sees, their exact maximum, the exponentials and their sum, weights that are normalised and then rounded to f16 (as
 // the reference does: docs/decisions/0003-attention-weights-in-f16.md), and last the weighted sum of the values. Each of
 // these is one fixed sequence of float operations over the positions from 0 on, so a result does not depend on batch,
 // prompt chunking, split of the heads, threads, or on which pool blocks hold the sequence.
+// f32: neither keys and values nor weights are rounded.
 // q8_0: 32 values of a row (the last group may be shorter) have one scale d, the largest magnitude / 127 rounded to f16,
 // and codes: value / d rounded to the nearest integer. code * d is exact in f32, so attention is the same operations on
 // these values as on f16 ones. Both roundings see one row's values only and go to nearest even.
@@ -12,7 +13,7 @@
 // Limits: cells that no visible position has written are never part of arithmetic that reaches a result: NaN bits in
 // them do no harm. A NaN in q, or in a visible key or value, makes the results that see it NaN. q8_0: where all of 32
 // values are below 3.8e-6 they become 0; where one is not finite or beyond 8.3e6, all 32 become NaN. A weight below
-// 2^-25 counts as 0. Cost: linear in the positions that a row sees; blocks before a window are not read. Each thread
+// 2^-25 counts as 0 (not in f32). Cost: linear in the positions that a row sees; blocks before a window are not read. Each thread
 // keeps the scores of the pairs (row, head) it works on: the more of 1 MiB and 8 times the longest context in floats.
 #pragma once
 
@@ -35,16 +36,25 @@ constexpr size_t ScalesOf(int dim) { return (static_cast<size_t>(dim) + kScaledV
 // Bytes of a cell: the keys (or values) of one KV head in one block. A multiple of 16.
 constexpr size_t CellBytes(KvType type, int dim) {
   const auto values = static_cast<size_t>(dim);
-  return limits::kBlockTokens * (type == KvType::kQ8_0 ? values + 2 * ScalesOf(dim) : 2 * values);
+  switch (type) {
+    case KvType::kF16:
+      return limits::kBlockTokens * 2 * values;
+    case KvType::kQ8_0:
+      return limits::kBlockTokens * (values + 2 * ScalesOf(dim));
+    case KvType::kF32:
+      return limits::kBlockTokens * 4 * values;
+  }
+  return 0;
 }
 
 // One layer's K and V pools, each [pool blocks][kv_heads] cells; block b of a sequence covers positions
 // [b * kBlockTokens, ...). Keys lie transposed inside a cell, so that 16 positions are 16 vector lanes and a dot product
 // needs no sum across lanes:
 //   f16:  f16 bits [k_dim][kBlockTokens] and [kBlockTokens][v_dim]
+//   f32:  the same of floats
 //   q8_0: int8 codes in the same places, then the scales: f16 bits [ScalesOf(dim)][kBlockTokens]
 struct KvLayer {
-  std::byte* k = nullptr;  // aligned for f16
+  std::byte* k = nullptr;  // aligned for what the cells hold
   std::byte* v = nullptr;
   int kv_heads = 0;  // KV heads held by this rank
   int k_dim = 0;

@@ -9,6 +9,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -59,6 +60,7 @@ std::vector<float> Stored(KvType type, std::span<const float> row) {
     for (const float x : row) out.push_back(Rounded(x));
     return out;
   }
+  if (type == KvType::kF32) return {row.begin(), row.end()};
   for (size_t begin = 0; begin < row.size(); begin += kScaledValues) {
     const auto group = row.subspan(begin, std::min<size_t>(kScaledValues, row.size() - begin));
     float largest = 0;
@@ -156,6 +158,11 @@ Expected Reference(const Model& m, const Sequence& s) {
       std::vector<double> distance;
       for (double& x : score) {
         const double weight = x / sum;
+        if (m.type == KvType::kF32) {
+          x = weight;
+          distance.push_back(0);
+          continue;
+        }
         x = rounded(weight);
         distance.push_back(rounded(weight * (1 + kWeightError)) - rounded(weight * (1 - kWeightError)));
       }
@@ -269,7 +276,7 @@ void ForEachTarget(Body&& body) {
 }
 
 const std::vector<Model>& Models() {
-  constexpr KvType kQ8_0 = KvType::kQ8_0;
+  constexpr KvType kQ8_0 = KvType::kQ8_0, kF32 = KvType::kF32;
   static const auto& models = *new std::vector<Model>{
       {.heads = 4, .kv_heads = 2, .k_dim = 16, .v_dim = 16},
       {.heads = 1, .kv_heads = 1, .k_dim = 8, .v_dim = 8},
@@ -287,6 +294,10 @@ const std::vector<Model>& Models() {
       {.heads = 10, .kv_heads = 2, .k_dim = 128, .v_dim = 7, .type = kQ8_0},
       {.heads = 6, .kv_heads = 2, .k_dim = 45, .v_dim = 96, .window = 64, .type = kQ8_0},
       {.heads = 4, .kv_heads = 4, .k_dim = 32, .v_dim = 48, .type = kQ8_0},
+      {.heads = 8, .kv_heads = 1, .k_dim = 64, .v_dim = 64, .type = kF32},
+      {.heads = 3, .kv_heads = 3, .k_dim = 12, .v_dim = 20, .window = 7, .type = kF32},
+      {.heads = 16, .kv_heads = 1, .k_dim = 80, .v_dim = 80, .window = 33, .softcap = 5, .type = kF32},
+      {.heads = 10, .kv_heads = 2, .k_dim = 128, .v_dim = 7, .type = kF32},
   };
   return models;
 }
@@ -483,6 +494,34 @@ TEST(Attention, StoreRoundsToNearestEvenInTheDocumentedPlaces) {
   });
 }
 
+TEST(Attention, FloatsAreKeptAsTheyAre) {
+  const Model m{.heads = 2, .kv_heads = 2, .k_dim = 70, .v_dim = 21, .type = KvType::kF32};
+  const int rows = 37, first = 11;
+  Sequence s = MakeSequence(m, rows, 15);
+  s.k[0] = 1e30f;
+  s.k[1] = -0.0f;
+  s.v[0] = std::numeric_limits<float>::denorm_min();
+  const std::vector<BlockId> table{4, 0, 2};
+  ForEachTarget([&](int64_t) {
+    const Pools pools(m, 5, 2, 0xabcd);
+    const Segment segment{.first_row = 0, .rows = rows, .first_position = first, .blocks = table};
+    for (int t = 0; t < 3; ++t) StoreKv(pools.layer, {&segment, 1}, s.k.data(), 0, s.v.data(), 0, t, 3);
+    for (int row = 0; row < rows; ++row) {
+      const int cell = (first + row) % kBlock;
+      const BlockId block = table[static_cast<size_t>((first + row) / kBlock)];
+      for (int h = 0; h < 2; ++h) {
+        const auto* keys = reinterpret_cast<const float*>(pools.Keys(block, h));
+        const auto* values = reinterpret_cast<const float*>(pools.Values(block, h));
+        for (int i = 0; i < m.k_dim; ++i)
+          ASSERT_EQ(std::bit_cast<uint32_t>(keys[i * kBlock + cell]),
+                    std::bit_cast<uint32_t>(s.k[static_cast<size_t>((row * 2 + h) * m.k_dim + i)]));
+        for (int i = 0; i < m.v_dim; ++i)
+          ASSERT_EQ(values[cell * m.v_dim + i], s.v[static_cast<size_t>((row * 2 + h) * m.v_dim + i)]);
+      }
+    }
+  });
+}
+
 TEST(Attention, CodesAndScalesLieInTheDocumentedPlaces) {
   const Model m{.heads = 2, .kv_heads = 2, .k_dim = 70, .v_dim = 21, .type = KvType::kQ8_0};
   std::mt19937 random(13);
@@ -560,6 +599,7 @@ TEST(Attention, BytesOfACell) {
   EXPECT_EQ(CellBytes(KvType::kF16, 64), 16u * 64 * 2);
   EXPECT_EQ(CellBytes(KvType::kQ8_0, 64), 16u * (64 + 2 * 2));
   EXPECT_EQ(CellBytes(KvType::kQ8_0, 80), 16u * (80 + 3 * 2));
+  EXPECT_EQ(CellBytes(KvType::kF32, 80), 16u * 80 * 4);
 }
 
 TEST(Attention, StridesWiderThanTheRows) {
