@@ -429,11 +429,14 @@ TEST_F(ServerTest, AClientThatOnlyWaitsIsNotCancelled) {
 TEST_F(ServerTest, AReaderThatDoesNotReadIsCutOffAndHoldsNobodyUp) {
   ServerLimits limits;
   limits.max_unsent_bytes = 100'000;
+  limits.ping_interval = 20ms;
   StartServer(limits);
   engine_.SetTokenText(std::string(1000, 't'));
+  engine_.HoldAt(0);  // else it may fill the mailbox before the server has written a byte; a ping brings the head
   TestClient slow(server_->port(), 4096);
   slow.Send(TestClient::Post("/v1/completions", kStream));
   ASSERT_EQ(slow.ReadHead().status, 200);
+  engine_.HoldAt(-1);
   TestClient other(server_->port());
   other.Send(TestClient::Post("/v1/completions", R"({"prompt":"Hi","max_tokens":50,"stream":true})"));
   const ClientResponse response = other.Read();
