@@ -21,7 +21,7 @@ struct SchedulerOptions {
   std::vector<TokenId> end_tokens = {};  // end a generation, unless the request ignores them
   bool prefix_cache = false;             // keep blocks of ended sequences, to be found again
   int max_draft = 0;                     // most tokens proposed for one sequence in one step; 0 = no speculation
-  int steps_at_once = 1;                 // in flight, over disjoint sequences: the group's stages
+  int steps_at_once = 1;                 // in flight: the stages of the group
   int mixed_rows = 0;                    // most prompt rows beside decoding sequences; 0 = all, -1 = by measured time
 
   // Most tokens of one sequence: the context, or the whole pool where that is smaller.

@@ -62,6 +62,7 @@ Decision Scheduler::Schedule() {
   const int most = SequenceBudget();
   RunningPass(decision, rows, most);
   AdmitPass(decision, rows, most);
+  if (decision.plan.chunks.empty()) FollowPass(decision, rows);
   DraftPass(decision);
   if (decision.plan.chunks.empty()) return decision;
 
@@ -76,31 +77,42 @@ void Scheduler::EndPass(Decision& decision) {
   for (const SequenceId id : std::exchange(ending_, {})) {
     const auto found = sequences_.find(id);
     // Gone: it ended by itself meanwhile. In flight: its Apply ends it.
-    if (found == sequences_.end() || found->second.in_flight) continue;
+    if (found == sequences_.end() || found->second.in_flight > 0) continue;
     Retire(id, *found->second.ending, std::nullopt, decision.finished);
   }
 }
 
-int Scheduler::SequenceBudget() const {
+int Scheduler::Active() const {
   const int room = options_.max_sequences - static_cast<int>(running_.size());
-  const int active = static_cast<int>(running_.size()) + std::min(room, static_cast<int>(waiting_.size()));
-  int in_flight = 0;
-  for (const StepInFlight& step : in_flight_) in_flight += static_cast<int>(step.chunks.size());
+  return static_cast<int>(running_.size()) + std::min(room, static_cast<int>(waiting_.size()));
+}
+
+int Scheduler::SequenceBudget() const {
+  const auto in_flight = std::ranges::count_if(running_, [](const auto& entry) { return entry.second->in_flight > 0; });
   const int steps_left = std::max(1, options_.steps_at_once - steps_in_flight());
-  return std::min(CeilDiv(active, options_.steps_at_once), CeilDiv(std::max(0, active - in_flight), steps_left));
+  return std::min(CeilDiv(Active(), options_.steps_at_once),
+                  CeilDiv(Active() - static_cast<int>(in_flight), steps_left));
+}
+
+int Scheduler::PieceRows(const Sequence& sequence) const {
+  if (Active() >= options_.steps_at_once) return options_.max_step_rows;
+  // The first piece passes the stages alone, as does the last: two for each stage leave them idle a quarter of the time or less.
+  // Smaller ones than kLeast would read the weights more often than pays.
+  constexpr int kLeast = 64;
+  return std::max(kLeast, CeilDiv(sequence.total(), 2 * options_.steps_at_once));
 }
 
 void Scheduler::RunningPass(Decision& decision, int& rows, int most) {
   int behind = 0;  // running sequences that still want their row in this step
-  for (const auto& [id, sequence] : running_) behind += !sequence->in_flight;
+  for (const auto& [id, sequence] : running_) behind += sequence->in_flight == 0;
   behind = std::min(behind, most);
   // Pre-emption erases only younger entries, so the iterator stays good.
   for (auto at = running_.begin(); at != running_.end(); ++at) {
     const auto [id, sequence] = *at;
-    if (sequence->in_flight) continue;
+    if (sequence->in_flight > 0) continue;
     if (static_cast<int>(decision.plan.chunks.size()) == most) return;
     behind = std::max(0, behind - 1);
-    const int want = std::min(sequence->total() - sequence->computed, rows - behind);
+    const int want = std::min({sequence->total() - sequence->computed, rows - behind, PieceRows(*sequence)});
     const int count = FitRows(id, *sequence, want, decision, behind);
     if (count == 0) {
       decision.stalled.push_back(id);
@@ -124,7 +136,7 @@ int Scheduler::FitRows(SequenceId id, Sequence& sequence, int want, Decision& de
 bool Scheduler::PreemptYoungerThan(SequenceId id, Decision& decision) {
   for (auto at = running_.rbegin(); at != running_.rend() && at->first > id; ++at) {
     const auto [victim_id, victim] = *at;
-    if (victim->in_flight || victim->blocks.empty()) continue;
+    if (victim->in_flight > 0 || victim->blocks.empty()) continue;
     LetGo(victim_id, *victim);
     victim->running = false;
     running_.erase(victim_id);
@@ -142,7 +154,7 @@ void Scheduler::LetGo(SequenceId id, Sequence& sequence) {
   sequence.told = 0;
   sequence.remembered = 0;
   sequence.place = {};
-  sequence.computed = 0;
+  sequence.computed = sequence.planned = 0;
   if (std::exchange(sequence.held, false)) removed_.push_back(id);
 }
 
@@ -152,7 +164,7 @@ void Scheduler::Reset() {
     pool_.Forget(block);
   }
   for (auto& [id, sequence] : running_) {
-    if (std::exchange(sequence->in_flight, false) && sequence->ending) ending_.push_back(id);
+    if (std::exchange(sequence->in_flight, 0) > 0 && sequence->ending) ending_.push_back(id);
     LetGo(id, *sequence);
     sequence->running = false;
     waiting_.emplace(id, sequence);
@@ -185,7 +197,7 @@ void Scheduler::Begin(Sequence& sequence, PrefixCache::Match prefix) {
   sequence.blocks = std::move(prefix.blocks);
   sequence.remembered = static_cast<int>(sequence.blocks.size());
   sequence.place = prefix.end;
-  sequence.computed = sequence.remembered * limits::kBlockTokens;
+  sequence.computed = sequence.planned = sequence.remembered * limits::kBlockTokens;
   counts_.cached_tokens += static_cast<uint64_t>(sequence.computed);
   if (sequence.computed_before == 0) sequence.cached_prompt = std::min(sequence.computed, sequence.prompt_length);
   sequence.computed_before = std::max(sequence.computed_before, sequence.computed);
@@ -232,10 +244,25 @@ void Scheduler::AdmitPass(Decision& decision, int& rows, int most) {
     sequence->running = true;
     Begin(*sequence, std::move(prefix));
     decision.admitted.push_back(id);
-    const int count = std::min(sequence->total() - sequence->computed, rows);
+    const int count = std::min({sequence->total() - sequence->computed, rows, PieceRows(*sequence)});
     PlanRows(id, *sequence, count, decision);
     promised += ahead - static_cast<int>(sequence->blocks.size());
     rows -= count;
+  }
+}
+
+// From its own blocks and free ones: a prompt that is ahead of its turn takes nothing from anybody.
+void Scheduler::FollowPass(Decision& decision, int rows) {
+  if (steps_in_flight() >= options_.steps_at_once || !decision.preempted.empty() || !decision.stalled.empty()) return;
+  for (const auto& [id, sequence] : running_) {
+    const int left = sequence->total() - sequence->planned;
+    if (sequence->in_flight == 0 || left == 0 || sequence->ending) continue;
+    const int64_t blocks = static_cast<int64_t>(sequence->blocks.size()) + pool_.free();
+    const int64_t room = blocks * limits::kBlockTokens - sequence->planned;
+    const int count = static_cast<int>(std::min<int64_t>(std::min({left, rows, PieceRows(*sequence)}), room));
+    if (count < 1) continue;
+    PlanRows(id, *sequence, count, decision);
+    return;
   }
 }
 
@@ -261,14 +288,15 @@ void Scheduler::PlanRows(SequenceId id, Sequence& sequence, int count, Decision&
     decision.plan.added.push_back(std::move(start));
     sequence.told_tokens = sequence.total();
   }
-  SequenceChunk chunk{.id = id, .first = sequence.computed, .count = count, .new_blocks = {}, .sample = false};
-  const int need = BlocksFor(sequence.computed + count) - static_cast<int>(sequence.blocks.size());
+  SequenceChunk chunk{.id = id, .first = sequence.planned, .count = count, .new_blocks = {}, .sample = false};
+  sequence.planned += count;
+  const int need = BlocksFor(sequence.planned) - static_cast<int>(sequence.blocks.size());
   if (need > 0) SHOAL_CHECK(pool_.Take(need, sequence.blocks));
   TellBlocks(sequence, chunk);
   chunk.new_tokens.assign(sequence.tokens.begin() + sequence.told_tokens, sequence.tokens.end());
   sequence.told_tokens = sequence.total();
-  chunk.sample = sequence.computed + count == sequence.total() && sequence.request.max_tokens > 0;
-  sequence.in_flight = true;
+  chunk.sample = sequence.planned == sequence.total() && sequence.request.max_tokens > 0;
+  ++sequence.in_flight;
   decision.plan.chunks.push_back(std::move(chunk));
 }
 
@@ -279,7 +307,7 @@ int Scheduler::RowBudget() const {
   for (const auto& [id, sequence] : running_) {
     const bool decodes = sequence->total() - sequence->computed == 1;
     any_decodes |= decodes;
-    if (sequence->in_flight) continue;
+    if (sequence->in_flight > 0) continue;
     ++running;
     decoding += decodes;
   }
@@ -316,7 +344,7 @@ void Scheduler::DraftPass(Decision& decision) {
     }
     chunk.draft = LookUp(sequence.tokens, length);
     rows -= static_cast<int>(chunk.draft.size());
-    const int need = BlocksFor(sequence.computed + chunk.rows()) - static_cast<int>(sequence.blocks.size());
+    const int need = BlocksFor(chunk.first + chunk.rows()) - static_cast<int>(sequence.blocks.size());
     if (need <= 0) continue;
     SHOAL_CHECK(pool_.Take(need, sequence.blocks));
     spare -= need;
@@ -357,9 +385,10 @@ Result<Applied> Scheduler::Apply(const StepResult& result) {
     const SequenceChunk& chunk = step.chunks[i];
     const std::span<const SampledToken> tokens = by_chunk[i];
     Sequence& sequence = sequences_.at(chunk.id);
-    sequence.in_flight = false;
+    --sequence.in_flight;
     sequence.computed += chunk.count;
     CountRows(chunk, sequence);
+    if (sequence.ending && sequence.in_flight > 0) continue;  // it ends with the last of its steps
     if (sequence.ending || (chunk.sample && tokens[0].error)) {
       const bool outside = sequence.ending.has_value();
       if (outside) Remember(sequence);
@@ -392,7 +421,7 @@ void Scheduler::TakeTokens(const SequenceChunk& chunk, std::span<const SampledTo
   std::optional<FinishReason> reason;
   std::optional<Error> error;
   for (const SampledToken& token : tokens) {
-    if (&token != &tokens.front()) ++sequence.computed;
+    if (&token != &tokens.front()) ++sequence.computed, ++sequence.planned;
     if (token.error) {
       reason = FinishReason::kError;
       error = token.error;
@@ -529,10 +558,12 @@ std::optional<std::string> Scheduler::Check() const {
     const char* wrong = nullptr;
     if (found == line.end() || found->second != &sequence) wrong = "is not in its line";
     if (!sequence.running &&
-        (!sequence.blocks.empty() || sequence.computed != 0 || sequence.in_flight || sequence.held))
+        (!sequence.blocks.empty() || sequence.planned != 0 || sequence.in_flight > 0 || sequence.held))
       wrong = "waits and holds something";
-    if (sequence.computed > sequence.total()) wrong = "computed more than it has";
-    if (BlocksFor(sequence.computed) > static_cast<int>(sequence.blocks.size())) wrong = "has too few blocks";
+    if (sequence.planned > sequence.total()) wrong = "computed more than it has";
+    if (sequence.computed > sequence.planned || (sequence.in_flight == 0) != (sequence.computed == sequence.planned))
+      wrong = "has rows in flight without a step";
+    if (BlocksFor(sequence.planned) > static_cast<int>(sequence.blocks.size())) wrong = "has too few blocks";
     if (sequence.total() > options_.sequence_limit()) wrong = "is too long";
     if (wrong != nullptr) return "sequence " + std::to_string(id) + " " + wrong;
     for (const BlockId block : sequence.blocks) ++holders[static_cast<size_t>(block)];

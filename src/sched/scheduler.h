@@ -9,7 +9,8 @@
 //   1. endings: cancelled and stopped sequences give their blocks back;
 //   2. running sequences take rows; one row stays reserved for every running sequence behind, so that each
 //   moves in each step;
-//   3. waiting sequences are admitted, strictly in arrival order.
+//   3. waiting sequences are admitted, strictly in arrival order;
+//   4. with nothing to compute, a prompt in flight goes on (see below).
 // A new feature is a new field or a new pass.
 //
 // With prefix_cache, each full block is remembered by its tokens and what came before them (sched/prefix_cache.h). A
@@ -34,8 +35,10 @@
 // for a long prompt: at most so many rows more than the decoding sequences have; measured (-1): as many as keep the step within
 // twice the time of one without them, by the compute_ns of earlier results. Each running sequence still moves in each step.
 //
-// Several steps may be in flight (steps_at_once), over disjoint sequences: Schedule leaves alone what is in flight, and takes
-// only so many sequences that each of the steps gets its part of them.
+// Several steps may be in flight (steps_at_once): Schedule takes only so many sequences that each of the steps gets its part of
+// them, and leaves alone what is in flight. Only where a step would be empty, the next rows of a prompt follow those that are still
+// in flight (stages compute steps in order), so that a single prompt keeps all stages of a pipeline busy; it is cut in pieces for
+// that. A row that draws is the last that a sequence has in flight.
 //
 // Owns: the requests, their tokens, the block pool.
 // Threads: none; the owner's. Pure: no clock, no log, no randomness. The same calls give the same plans.
@@ -150,6 +153,7 @@ class Scheduler {
     std::vector<TokenId> tokens;
     int prompt_length = 0;
     int computed = 0;         // rows whose K and V lie in the blocks
+    int planned = 0;          // and those that are in flight
     int computed_before = 0;  // most rows ever computed: what lies below is recomputation
     std::vector<BlockId> blocks;
     size_t told = 0;           // the first blocks, which the ranks know
@@ -160,7 +164,7 @@ class Scheduler {
     bool running = false;
     bool held = false;    // the ranks know it
     int told_tokens = 0;  // the first tokens, which they know too
-    bool in_flight = false;
+    int in_flight = 0;    // steps
     std::optional<FinishReason> ending;
 
     int total() const { return static_cast<int>(tokens.size()); }
@@ -174,11 +178,15 @@ class Scheduler {
 
   // Rows of the next step: the budget, or less while sequences decode.
   int RowBudget() const;
+  int Active() const;  // sequences that run or could
   // Sequences of the next step at most.
   int SequenceBudget() const;
+  // Rows of the sequence in one step at most.
+  int PieceRows(const Sequence& sequence) const;
   void EndPass(Decision& decision);
   void RunningPass(Decision& decision, int& rows, int most);
   void AdmitPass(Decision& decision, int& rows, int most);
+  void FollowPass(Decision& decision, int rows);
   void DraftPass(Decision& decision);
   // Rows of the sequence that fit into its own blocks and the free ones, at most `want`; pre-empts younger
   // ones for the first.

@@ -73,6 +73,7 @@ TEST_P(Churn, AllEndAndEachGetsWhatItGetsAlone) {
                             .error_one_in = random.OneIn(3) ? random.Between(20, 200) : 0,
                             .base = Nanos(random.Between(0, 1000)),
                             .row = Nanos(random.Between(0, 100))};
+  options.steps_at_once = random.Between(1, 4);
   World world(options, ranks);
   world.reverse_results(random.OneIn(2));
   const int most_in_flight = random.Between(1, 3);
