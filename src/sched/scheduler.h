@@ -34,6 +34,8 @@
 // for a long prompt: at most so many rows more than the decoding sequences have; measured (-1): as many as keep the step within
 // twice the time of one without them, by the compute_ns of earlier results. Each running sequence still moves in each step.
 //
+// With overlap, big steps are computed in halves where that was measured to pay (sched/overlap.h).
+//
 // Several steps may be in flight (steps_at_once), over disjoint sequences: Schedule leaves alone what is in flight, and takes
 // only so many sequences that each of the steps gets its part of them.
 //
@@ -61,6 +63,7 @@
 #include "sched/admission.h"
 #include "sched/block_pool.h"
 #include "sched/draft.h"
+#include "sched/overlap.h"
 #include "sched/prefix_cache.h"
 #include "sched/step_cost.h"
 
@@ -168,6 +171,7 @@ class Scheduler {
   struct StepInFlight {
     StepId step = 0;
     std::vector<SequenceChunk> chunks;
+    bool overlap = false;
   };
   using Line = std::map<SequenceId, Sequence*>;  // arrival order
 
@@ -190,7 +194,7 @@ class Scheduler {
   void Remember(Sequence& sequence);
   void TellBlocks(Sequence& sequence, SequenceChunk& chunk);
   void CountRows(const SequenceChunk& chunk, Sequence& sequence);
-  void CountStep(const StepInFlight& step, int64_t compute_ns);
+  void CountStep(const StepInFlight& step, const StepResult& result);
   bool WantsPromptLogprobs(const Sequence& sequence) const;
   void PlanRows(SequenceId id, Sequence& sequence, int count, Decision& decision);
   void TakeTokens(const SequenceChunk& chunk, std::span<const SampledToken> tokens, const StepResult& result,
@@ -217,6 +221,7 @@ class Scheduler {
   SchedulerStats counts_;
   StepCost decode_cost_;  // of steps whose rows all draw
   StepCost mixed_cost_;   // of steps with prompt rows
+  OverlapChoice overlap_;
 };
 
 }  // namespace shoal
