@@ -324,6 +324,7 @@ void ServingEngine::Publish() {
   stats.accepted_tokens = counts.accepted_tokens;
   stats.preemptions = counts.preemptions;
   stats.steps = counts.steps;
+  stats.steps_overlapped = counts.steps_overlapped;
   std::copy(std::begin(finished_), std::end(finished_), std::begin(stats.finished));
   std::ranges::copy(group_->busy_ns(), stats.rank_busy_ns.begin());
   std::lock_guard lock(mutex_);

@@ -65,6 +65,7 @@ struct EngineStats {
   uint64_t accepted_tokens = 0;  // guesses that were right: tokens that cost no step of their own
   uint64_t preemptions = 0;
   uint64_t steps = 0;
+  uint64_t steps_overlapped = 0;                          // of these, computed in halves
   uint64_t finished[4] = {};                              // by FinishReason
   std::array<int64_t, limits::kMaxRanks> rank_busy_ns{};  // how long each rank has computed, without waiting for others
 };

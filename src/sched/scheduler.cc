@@ -72,6 +72,7 @@ Decision Scheduler::Schedule() {
   ++counts_.steps;
   decision.plan.removed = std::exchange(removed_, {});
   decision.plan.overlap = overlap_.Choose(decision.plan.rows());
+  counts_.steps_overlapped += decision.plan.overlap;
   in_flight_.push_back({decision.plan.step, decision.plan.chunks, decision.plan.overlap});
   return decision;
 }

@@ -110,7 +110,8 @@ struct SchedulerStats {
   uint64_t proposed_tokens = 0;  // by drafts, and how many of these were drawn
   uint64_t accepted_tokens = 0;
   uint64_t preemptions = 0;
-  uint64_t steps = 0;  // scheduled
+  uint64_t steps = 0;             // scheduled
+  uint64_t steps_overlapped = 0;  // of these, in halves
 };
 
 class Scheduler {
