@@ -31,7 +31,7 @@ void Program::Add(Workers workers, Operation operation, int64_t work_per_row) {
 }
 
 void Program::AddMeeting(Partners partners, Meeting meeting) {
-  auto guarded = [this, meeting = std::move(meeting)]() -> Status {
+  auto guarded = [meeting = std::move(meeting)]() -> Status {
     try {
       return meeting();
     } catch (...) {
@@ -51,11 +51,11 @@ void Program::RunGuarded(const Operation& operation, int ith, int nth) {
 
 size_t Program::RunToMeeting(size_t at, int rows) {
   for (; at < steps_.size() && !steps_[at].meeting && !failure_.failed(); ++at) {
-    const auto& [operation, work_per_row, _, __] = steps_[at];
-    if (work_per_row > 0 && work_per_row * rows >= kWorthSharing) {
-      pool_.Run([this, &operation](int ith, int nth) { RunGuarded(operation, ith, nth); });
+    const Step& step = steps_[at];
+    if (step.work_per_row > 0 && step.work_per_row * rows >= kWorthSharing) {
+      pool_.Run([this, &step](int ith, int nth) { RunGuarded(step.operation, ith, nth); });
     } else {
-      RunGuarded(operation, 0, 1);
+      RunGuarded(step.operation, 0, 1);
     }
   }
   return at;
