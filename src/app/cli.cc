@@ -70,7 +70,7 @@ void AddOverlap(CLI::App* command, Overlap& overlap) {
   const auto set = [&overlap](const std::string& name) { overlap = *OverlapNamed(name); };
   command
       ->add_option_function<std::string>("--overlap", set,
-                                         "workers compute half of a prompt's chunk while the other half's sums travel; "
+                                         "workers compute some rows of a prompt while the sums of others travel; "
                                          "auto: where that is measured to pay; output stays the same")
       ->envname(Variable("overlap"))
       ->check(CLI::IsMember(std::vector<std::string>(kOverlapNames.begin(), kOverlapNames.end())))

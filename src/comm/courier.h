@@ -21,7 +21,7 @@ namespace shoal {
 class Courier {
  public:
   using Errand = std::function<Status()>;
-  static constexpr int kMost = 2;
+  static constexpr int kMost = 4;
 
   Courier();
   ~Courier();  // waits for the errands given

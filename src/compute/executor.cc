@@ -10,7 +10,7 @@
 #include "base/checked.h"
 #include "comm/courier.h"
 #include "compute/forward.h"
-#include "compute/halves.h"
+#include "compute/parts.h"
 #include "compute/shard.h"
 #include "compute/weights.h"
 #include "core/limits.h"
@@ -27,6 +27,8 @@ std::unexpected<Error> BadBatch(const char* what) {
 constexpr size_t kGatherBytes = size_t{16} << 20;
 static_assert(kGatherBytes <= limits::kMaxFrameBytes &&
               uint64_t{limits::kMaxVocabulary} * sizeof(float) <= limits::kMaxFrameBytes);
+
+static_assert(kMostParts <= Courier::kMost);
 
 class LocalExecutor final : public Executor {
  public:
@@ -45,7 +47,7 @@ class LocalExecutor final : public Executor {
                   std::format("{} KV blocks are more than can be", plan_.kv_blocks));
     SHOAL_ASSIGN(auto weights, LoadWeights(spec_, source, share, options.threads));
     shard_ = std::make_unique<Shard>(spec_, std::move(weights), plan_, collective_, options);
-    first_ = std::make_unique<shoal::Forward>(*shard_, pool_);
+    passes_.push_back(std::make_unique<shoal::Forward>(*shard_, pool_));
     return {};
   }
 
@@ -53,7 +55,7 @@ class LocalExecutor final : public Executor {
     SHOAL_RETURN_IF_ERROR(Check(batch));
     waits_ = {};
     try {
-      return batch.overlap && batch.tokens.size() > 1 ? ForwardInHalves(batch) : ForwardWhole(batch);
+      return batch.overlap && batch.tokens.size() > 1 ? ForwardInParts(batch) : ForwardWhole(batch);
     } catch (const std::bad_alloc&) {
       return Fail(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
     }
@@ -91,34 +93,36 @@ class LocalExecutor final : public Executor {
   }
 
   Result<std::span<const float>> ForwardWhole(const RowBatch& batch) {
-    first_->Begin(batch);
-    Program& program = first_->program();
-    SHOAL_RETURN_IF_ERROR(program.Run(first_->rows()));
+    shoal::Forward& pass = *passes_.front();
+    pass.Begin(batch);
+    Program& program = pass.program();
+    SHOAL_RETURN_IF_ERROR(program.Run(pass.rows()));
     waits_ = program.waits();
-    if (plan_.size() == 1) return first_->logits();
-    SHOAL_RETURN_IF_ERROR(GatherLogits(first_->logits(), 0, batch.logit_rows.size()));
+    if (plan_.size() == 1) return pass.logits();
+    SHOAL_RETURN_IF_ERROR(GatherLogits(pass.logits(), 0, batch.logit_rows.size()));
     return Gathered(batch.logit_rows.size());
   }
 
-  Result<std::span<const float>> ForwardInHalves(const RowBatch& batch) {
-    if (!second_) {
-      second_ = std::make_unique<shoal::Forward>(*shard_, pool_);
-      courier_ = std::make_unique<Courier>();
+  Result<std::span<const float>> ForwardInParts(const RowBatch& batch) {
+    const auto parts = CutInParts(batch);
+    if (!courier_) courier_ = std::make_unique<Courier>();
+    while (passes_.size() < parts.size()) passes_.push_back(std::make_unique<shoal::Forward>(*shard_, pool_));
+    std::vector<Program::Part> programs;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      passes_[i]->Begin(parts[i].batch());
+      programs.push_back({&passes_[i]->program(), passes_[i]->rows()});
     }
-    const auto halves = CutInHalves(batch);
-    first_->Begin(halves[0].batch());
-    second_->Begin(halves[1].batch());
-    Program &first = first_->program(), &second = second_->program();
-    const auto give_up = [this] {
+    SHOAL_RETURN_IF_ERROR(Program::RunInTurns(programs, *courier_, [this] {
       collective_.Close();
       if (pipeline_.group != nullptr) pipeline_.group->Close();
-    };
-    SHOAL_RETURN_IF_ERROR(Program::RunInTurns(first, first_->rows(), second, second_->rows(), *courier_, give_up));
-    (waits_ += first.waits()) += second.waits();
-    const size_t first_rows = halves[0].logit_rows.size();
-    SHOAL_RETURN_IF_ERROR(GatherLogits(first_->logits(), 0, first_rows));
-    SHOAL_RETURN_IF_ERROR(GatherLogits(second_->logits(), first_rows, halves[1].logit_rows.size()));
-    return Gathered(batch.logit_rows.size());
+    }));
+    size_t gathered = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      waits_ += programs[i].program->waits();
+      SHOAL_RETURN_IF_ERROR(GatherLogits(passes_[i]->logits(), gathered, parts[i].logit_rows.size()));
+      gathered += parts[i].logit_rows.size();
+    }
+    return Gathered(gathered);
   }
 
   std::span<const float> Gathered(size_t rows) const {
@@ -172,8 +176,8 @@ class LocalExecutor final : public Executor {
   const size_t gather_bytes_;
   ThreadPool pool_;
   std::unique_ptr<Shard> shard_;
-  std::unique_ptr<shoal::Forward> first_, second_;  // second_: of steps in halves
-  std::unique_ptr<Courier> courier_;                // the same; last, as its errands use the others
+  std::vector<std::unique_ptr<shoal::Forward>> passes_;  // the first one, and those of steps in parts
+  std::unique_ptr<Courier> courier_;                     // of steps in parts; last, as its errands use the others
   std::vector<float> gathered_, logits_;
   StepWaits waits_;
 };

@@ -30,7 +30,7 @@ struct RowBatch {
   std::span<const TokenId> tokens;
   std::span<const kernels::Segment> segments;  // cover all rows, in order
   std::span<const int32_t> logit_rows;         // ascending rows whose logits are wanted; may be empty
-  // Compute half of the rows while the sums of the other half are on their way; the same on every rank. Not with one row.
+  // Compute the rows in parts, one while the sums of others are on their way; the same on every rank. Not with one row.
   bool overlap = false;
 };
 

@@ -1,7 +1,7 @@
 // What: a pass of rows through the layers of one rank, as two Programs (one for a single row, one for any number) over one set
 // of buffers. What a step brings (tokens, positions, segments, how many rows) is read from here when it runs, so that
-// no step makes anything. A step is one pass, or two over the same shard that run in turns: the first rows' keys and values are
-// in the KV pool when the last rows come to the same layer.
+// no step makes anything. A step is one pass, or several over the same shard that run in turns: the first rows' keys and values
+// are in the KV pool when later rows come to the same layer.
 // Owns: the buffers, the programs. Borrows the shard and the threads.
 // Threads: one thread calls it at a time; a meeting may run on another (Program::RunInTurns), beside no other use of this pass.
 // Limits: kMaxStepRows rows.

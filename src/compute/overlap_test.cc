@@ -1,4 +1,4 @@
-// Steps in halves: where they are cut, that no bit of the logits depends on it, and that a lost rank ends them at once.
+// Steps in parts: where they are cut, that no bit of the logits depends on it, and that a lost rank ends them at once.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -7,7 +7,7 @@
 
 #include "comm/local.h"
 #include "compute/executor.h"
-#include "compute/halves.h"
+#include "compute/parts.h"
 #include "core/reasons.h"
 #include "model/file_source.h"
 #include "model/gguf.h"
@@ -20,39 +20,35 @@ namespace {
 
 using kernels::Segment;
 
-TEST(Halves, HoldWholeGroupsWhereThereAreAsMany) {
-  std::vector<std::pair<int, int>> cuts;
-  for (const int rows : {2, 3, 16, 17, 31, 32, 33, 48, 255, 256, 512}) cuts.emplace_back(rows, FirstHalf(rows));
-  EXPECT_EQ(cuts, (std::vector<std::pair<int, int>>{{2, 1},
-                                                    {3, 2},
-                                                    {16, 8},
-                                                    {17, 16},
-                                                    {31, 16},
-                                                    {32, 16},
-                                                    {33, 32},
-                                                    {48, 32},
-                                                    {255, 128},
-                                                    {256, 128},
-                                                    {512, 256}}));
+TEST(Parts, HoldWholeGroupsWhereThereAreAsMany) {
+  std::string text;
+  for (const int rows : {2, 3, 16, 17, 31, 33, 64, 128, 191, 192, 200, 256, 257, 511, 512}) {
+    for (const int part : PartRows(rows)) text += std::to_string(part) + " ";
+    text += "| ";
+  }
+  EXPECT_EQ(text,
+            "1 1 | 2 1 | 8 8 | 16 1 | 16 15 | 32 1 | 32 32 | 64 64 | 96 95 | 64 64 64 | 80 64 56 | 64 64 64 64 | 80 64 "
+            "64 49 | "
+            "128 128 128 127 | 128 128 128 128 | ");
 }
 
-TEST(Halves, ASegmentOverTheCutIsCutToo) {
+TEST(Parts, ASegmentOverACutIsCutToo) {
   std::vector<TokenId> tokens(40);
   for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<TokenId>(i);
   const std::vector<BlockId> a = {3}, b = {1, 2}, c = {0};
   const std::vector<Segment> segments = {{0, 10, 5, a}, {10, 29, 100, b}, {39, 1, 7, c}};
   const std::vector<int32_t> logits = {9, 31, 32, 39};
-  const auto halves = CutInHalves({tokens, segments, logits});
-  const auto text = [](const Half& half) {
+  const auto parts = CutInParts({tokens, segments, logits});
+  const auto text = [](const RowPart& part) {
     std::string out;
-    for (const auto& s : half.segments)
+    for (const auto& s : part.segments)
       out += std::to_string(s.first_row) + "+" + std::to_string(s.rows) + "@" + std::to_string(s.first_position) + "/" +
              std::to_string(s.blocks[0]) + " ";
-    for (const int32_t row : half.logit_rows) out += "*" + std::to_string(row);
-    return out + " " + std::to_string(half.tokens.front()) + ".." + std::to_string(half.tokens.back());
+    for (const int32_t row : part.logit_rows) out += "*" + std::to_string(row);
+    return out + " " + std::to_string(part.tokens.front()) + ".." + std::to_string(part.tokens.back());
   };
-  EXPECT_EQ(text(halves[0]), "0+10@5/3 10+22@100/1 *9*31 0..31");
-  EXPECT_EQ(text(halves[1]), "0+7@122/1 7+1@7/0 *0*7 32..39");
+  EXPECT_EQ(text(parts[0]), "0+10@5/3 10+22@100/1 *9*31 0..31");
+  EXPECT_EQ(text(parts[1]), "0+7@122/1 7+1@7/0 *0*7 32..39");
 }
 
 struct Model {
@@ -68,7 +64,7 @@ Model Open(const std::filesystem::path& path) {
   return {*file, *spec};
 }
 
-// Steps over three sequences: a prompt in two pieces beside others, single rows, a few rows.
+// Steps over four sequences: prompts in pieces beside others, single rows, a few rows, many.
 struct Step {
   struct Piece {
     int sequence = 0, first = 0, rows = 0;
@@ -76,6 +72,7 @@ struct Step {
   std::vector<Piece> pieces;
   bool all_logits = false;
 };
+constexpr int kShortBlocks = 7, kLongBlocks = 26;
 const std::vector<Step> kSteps = {
     {{{0, 0, 37}}, false},
     {{{1, 0, 2}, {0, 37, 13}, {2, 0, 4}}, true},
@@ -83,6 +80,8 @@ const std::vector<Step> kSteps = {
     {{{0, 51, 1}, {1, 3, 30}, {2, 5, 2}}, true},
     {{{0, 52, 1}}, true},
     {{{2, 7, 2}}, false},
+    {{{3, 0, 199}, {2, 9, 2}, {1, 33, 1}}, false},
+    {{{3, 199, 200}, {2, 11, 1}, {1, 34, 60}}, true},
 };
 
 std::string Bytes(std::span<const float> values) {
@@ -97,8 +96,11 @@ std::string Carry(const ModelSpec& spec, Executor& executor, bool overlap) {
     std::vector<Segment> segments;
     std::vector<int32_t> logits;
     std::vector<std::vector<BlockId>> blocks;
-    for (const auto& piece : step.pieces)
-      blocks.push_back({4 * piece.sequence + 3, 4 * piece.sequence, 4 * piece.sequence + 2, 4 * piece.sequence + 1});
+    for (const auto& piece : step.pieces) {  // in no order
+      std::vector<BlockId>& table = blocks.emplace_back();
+      const int first = kShortBlocks * piece.sequence, count = piece.sequence == 3 ? kLongBlocks : kShortBlocks;
+      for (int b = 0; b < count; ++b) table.push_back(first + (b * 5 + 3) % count);
+    }
     for (size_t i = 0; i < step.pieces.size(); ++i) {
       const auto& piece = step.pieces[i];
       segments.push_back({static_cast<int>(tokens.size()), piece.rows, piece.first, blocks[i]});
@@ -120,7 +122,7 @@ std::string AllLogits(const Model& model, const std::vector<SliceRun>& runs, boo
                       size_t meeting_bytes = limits::kMaxFrameBytes) {
   ShardPlan plan;
   for (const auto& run : runs) plan.ranks.push_back({run, 0, model.spec.n_layers});
-  plan.kv_blocks = 12;
+  plan.kv_blocks = 3 * kShortBlocks + kLongBlocks;
   FileSource source(model.file);
   const auto links = MakeLocalGroup(plan.size());
   std::vector<std::string> outs(runs.size());

@@ -5,6 +5,7 @@
 #include <new>
 #include <utility>
 
+#include "base/check.h"
 #include "core/reasons.h"
 
 namespace shoal {
@@ -74,10 +75,10 @@ Status Program::Run(int rows) {
   }
 }
 
-// One of two programs that run in turns.
+// One of the programs that run in turns.
 class Program::Turn {
  public:
-  Turn(Program& program, int rows, Courier& courier) : program_(program), rows_(rows), courier_(courier) {
+  Turn(const Part& part, Courier& courier) : program_(*part.program), rows_(part.rows), courier_(courier) {
     program_.waits_ = {};
   }
 
@@ -109,14 +110,15 @@ class Program::Turn {
   bool meets_ = false;
 };
 
-Status Program::RunInTurns(Program& first, int first_rows, Program& second, int second_rows, Courier& courier,
-                           const std::function<void()>& give_up) {
-  Turn turns[] = {{first, first_rows, courier}, {second, second_rows, courier}};
+Status Program::RunInTurns(std::span<const Part> parts, Courier& courier, const std::function<void()>& give_up) {
+  SHOAL_CHECK(parts.size() <= Courier::kMost);
+  std::vector<Turn> turns;
+  for (const Part& part : parts) turns.emplace_back(part, courier);
   Status status;
   do {
     for (Turn& turn : turns)
       if (status) status = turn.Take();
-  } while (status && (turns[0].meets() || turns[1].meets()));
+  } while (status && std::ranges::any_of(turns, &Turn::meets));
   if (status) return {};
   give_up();
   for (Turn& turn : turns)

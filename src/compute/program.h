@@ -1,9 +1,9 @@
 // What: a step's work as a list of operations and meetings, run one after the other. An operation whose work is worth it is
 // shared out over the rank's threads, the others are done by the calling thread (docs/decisions/0002). In a meeting nothing is
-// computed: two programs that work on different rows can run in turns, so that one computes while the other meets.
+// computed: programs that work on different rows can run in turns, so that one computes while others meet.
 // Owns: the operations; the threads are the caller's.
 // Threads: Run from one thread at a time. Inside an operation (ith, nth) share the work; all nth threads run it at once. In
-// turns, a meeting runs on the courier's thread, beside operations of the other program.
+// turns, a meeting runs on the courier's thread, beside operations of the other programs.
 // Fails: an operation reports failure in the StepFailure, a meeting returns it; those after it are then skipped. One that throws
 // has failed: an exception never leaves the thread it came up on.
 // Reads next: compute/forward.h, comm/courier.h.
@@ -12,6 +12,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "base/clock.h"
@@ -77,15 +78,18 @@ class Program {
   // Of the last run.
   const StepWaits& waits() const { return waits_; }
 
-  // Runs two programs with the same meetings in turns:
+  // Runs programs with the same meetings in turns:
   //
-  //     computes   first ▓▓▓▓  second ▓▓▓▓  first ▓▓▓▓  second ▓▓▓▓ ...
-  //     courier               first ······  second ······ ...
+  //     computes   a ▓▓▓▓  b ▓▓▓▓  a ▓▓▓▓  b ▓▓▓▓ ...
+  //     courier            a ····  b ····  a ···· ...
   //
-  // Whatever `first` does before a meeting is done before `second` begins what it does before its own. Meetings come in this
-  // order on every rank. The first failure ends both; `give_up` then ends a meeting that is under way.
-  static Status RunInTurns(Program& first, int first_rows, Program& second, int second_rows, Courier& courier,
-                           const std::function<void()>& give_up);
+  // Whatever a program does before a meeting is done before those behind it begin what they do before theirs. Meetings come in
+  // this order on every rank. The first failure ends all; `give_up` then ends a meeting that is under way.
+  struct Part {
+    Program* program = nullptr;
+    int rows = 0;
+  };
+  static Status RunInTurns(std::span<const Part> parts, Courier& courier, const std::function<void()>& give_up);
 
  private:
   struct Step {

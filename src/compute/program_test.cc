@@ -65,11 +65,11 @@ TEST(Program, AFailureSkipsTheRestAndAnExceptionIsOne) {
   }
 }
 
-// Two programs of three operations and two meetings; each writes down what it does.
+// Three programs of three operations and two meetings; each writes down what it does.
 class ProgramTurns : public ::testing::Test {
  protected:
-  struct Half {
-    Half(ProgramTurns& test, ThreadPool& pool, std::string name) : program(pool, failure) {
+  struct Part {
+    Part(ProgramTurns& test, ThreadPool& pool, std::string name) : program(pool, failure) {
       for (const char* at : {"0", "1", "2"}) {
         program.Add(Workers::kOne, [&test, this, what = name + at](int, int) {
           test.computed += what + " ";
@@ -88,33 +88,34 @@ class ProgramTurns : public ::testing::Test {
     Program program;
   };
   Status Run() {
-    return Program::RunInTurns(a.program, 1, b.program, 1, courier, [this] { ++given_up; });
+    const Program::Part parts[] = {{&a.program, 1}, {&b.program, 1}, {&c.program, 1}};
+    return Program::RunInTurns(parts, courier, [this] { ++given_up; });
   }
 
   ThreadPool pool{1};
   Courier courier;
-  Half a{*this, pool, "a"}, b{*this, pool, "b"};
+  Part a{*this, pool, "a"}, b{*this, pool, "b"}, c{*this, pool, "c"};
   std::string computed, met;
   std::string fails, throws, lost;
   int given_up = 0;
 };
 
-TEST_F(ProgramTurns, OneComputesWhileTheOtherMeets) {
+TEST_F(ProgramTurns, OneComputesWhileOthersMeet) {
   for (int round = 0; round < 3; ++round) {
     computed.clear();
     met.clear();
     ASSERT_TRUE(Run());
-    EXPECT_EQ(computed, "a0 b0 a1 b1 a2 b2 ");
-    EXPECT_EQ(met, "a0 b0 a1 b1 ");
+    EXPECT_EQ(computed, "a0 b0 c0 a1 b1 c1 a2 b2 c2 ");
+    EXPECT_EQ(met, "a0 b0 c0 a1 b1 c1 ");
   }
   EXPECT_EQ(given_up, 0);
 }
 
-TEST_F(ProgramTurns, TheFirstFailureEndsBoth) {
+TEST_F(ProgramTurns, TheFirstFailureEndsAll) {
   lost = "a0";
   auto status = Run();
   EXPECT_EQ(status.error().reason, reasons::kPeerLost);
-  EXPECT_EQ(computed, "a0 b0 ");
+  EXPECT_EQ(computed, "a0 b0 c0 ");
   EXPECT_EQ(given_up, 1);
 
   lost.clear();
@@ -126,7 +127,7 @@ TEST_F(ProgramTurns, TheFirstFailureEndsBoth) {
   fails = "b1";
   met.clear();
   EXPECT_EQ(Run().error().message, "b1");
-  EXPECT_EQ(met, "a0 b0 a1 ");  // what was under way has ended before Run does
+  EXPECT_EQ(met, "a0 b0 c0 a1 ");  // what was under way has ended before Run does
   EXPECT_EQ(given_up, 3);
 
   fails.clear();
@@ -139,7 +140,8 @@ TEST_F(ProgramTurns, ProgramsWithoutMeetingsRunOneAfterTheOther) {
   Program first(pool, a.failure), second(pool, b.failure);
   first.Add(Workers::kOne, [&](int, int) { computed += "first "; });
   second.Add(Workers::kOne, [&](int, int) { computed += "second "; });
-  EXPECT_TRUE(Program::RunInTurns(first, 1, second, 1, courier, [] {}));
+  const Program::Part parts[] = {{&first, 1}, {&second, 1}};
+  EXPECT_TRUE(Program::RunInTurns(parts, courier, [] {}));
   EXPECT_EQ(computed, "first second ");
 }
 

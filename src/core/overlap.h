@@ -1,5 +1,5 @@
-// What: whether big steps are computed in two halves, one of which computes while the sums of the other travel between the
-// ranks (StepPlan::overlap). Changes when things are computed, never what comes out.
+// What: whether big steps are computed in parts, one while the sums of others travel between the ranks
+// (StepPlan::overlap). Changes when things are computed, never what comes out.
 #pragma once
 
 #include <array>

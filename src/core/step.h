@@ -49,7 +49,7 @@ struct StepPlan {
   std::vector<SequenceId> removed;  // forget these first (finished, cancelled, pre-empted)
   std::vector<SequenceStart> added;
   std::vector<SequenceChunk> chunks;
-  bool overlap = false;  // compute half of the rows while the sums of the other half travel; the same result
+  bool overlap = false;  // compute some rows while the sums of others travel; the same result
   int rows() const {
     int n = 0;
     for (const auto& chunk : chunks) n += chunk.rows();

@@ -32,14 +32,14 @@ class LocalGroupTest : public ::testing::Test {
   }
   static ShardPlan Plan(std::vector<RankShare> ranks) { return {std::move(ranks), 200, {}}; }
 
-  // Has every step computed in halves.
+  // Has every step computed in parts.
   class Overlapping : public Group {
    public:
     explicit Overlapping(std::unique_ptr<Group> under) : under_(std::move(under)) {}
     Status Start(const StepPlan& plan) override {
-      StepPlan halved = plan;
-      halved.overlap = true;
-      return under_->Start(halved);
+      StepPlan cut = plan;
+      cut.overlap = true;
+      return under_->Start(cut);
     }
     Result<StepResult> Wait(Deadline deadline) override { return under_->Wait(deadline); }
     const GroupInfo& info() const override { return under_->info(); }
@@ -109,7 +109,7 @@ TEST_F(LocalGroupTest, StagesAndSharesChangeNoBit) {
         const EngineOptions options{
             .max_step_rows = rows, .max_sequences = rows == 3 ? 3 : 8, .prefix_cache = true, .speculate = speculate};
         EXPECT_EQ(Serve(plan, options), wanted) << ToString(plan) << " rows " << rows << " speculate " << speculate;
-        EXPECT_EQ(Serve(plan, options, true), wanted) << ToString(plan) << " rows " << rows << " in halves";
+        EXPECT_EQ(Serve(plan, options, true), wanted) << ToString(plan) << " rows " << rows << " in parts";
       }
 }
 

@@ -25,7 +25,7 @@ struct SchedulerOptions {
   int steps_at_once = 1;                 // in flight, over disjoint sequences: the group's stages
   int mixed_rows = 0;                    // most prompt rows beside decoding sequences; 0 = all, -1 = by measured time
 
-  Overlap overlap = Overlap::kOff;  // whether big steps are computed in halves; kOff where ranks have nothing to add
+  Overlap overlap = Overlap::kOff;  // whether big steps are computed in parts; kOff where ranks have nothing to add
 
   // Most tokens of one sequence: the context, or the whole pool where that is smaller.
   int sequence_limit() const {

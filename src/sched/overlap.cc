@@ -19,10 +19,10 @@ bool OverlapChoice::Choose(int rows) {
   return step == 0 || step == kTrialSteps - 1 ? !on_ : on_;
 }
 
-void OverlapChoice::Observe(int rows, bool halved, int64_t step_ns, int64_t meeting_ns) {
+void OverlapChoice::Observe(int rows, bool in_parts, int64_t step_ns, int64_t meeting_ns) {
   if (rows < kLeastRows || step_ns < 1 || meeting_ns < 0) return;
   const auto ns = static_cast<double>(step_ns);
-  if (!halved) {
+  if (!in_parts) {
     const double share = std::min(1.0, static_cast<double>(meeting_ns) / ns);
     waits_ = waits_ ? *waits_ + kLearn * (share - *waits_) : share;
   }
@@ -30,8 +30,8 @@ void OverlapChoice::Observe(int rows, bool halved, int64_t step_ns, int64_t meet
     rest_ = std::max(0, rest_ - 1);
     return;
   }
-  ++trial_->back[halved];
-  trial_->row_ns[halved] += ns / rows;
+  ++trial_->back[in_parts];
+  trial_->row_ns[in_parts] += ns / rows;
   if (trial_->back[0] >= kTrialSteps / 2 && trial_->back[1] >= kTrialSteps / 2) End(*trial_);
 }
 

@@ -1,13 +1,13 @@
-// What: decides whether a big step is computed in halves (core/overlap.h), from the time that earlier ones took. Halves pay
-// where ranks wait for a network, and cost a little where they do not: each half reads all weights, and sums travel in smaller
+// What: decides whether a big step is computed in parts (core/overlap.h), from the time that earlier ones took. Parts pay
+// where ranks wait for a network, and cost a little where they do not: each part reads all weights, and sums travel in smaller
 // pieces. So nothing is tried before big steps spend kWorthwhile of their time in meetings; then the other way is tried in a trial
 // of four steps, in the order other, this, this, other (rows cost more the longer their sequence is: so neither way has the
 // longer ones). Whichever took less time a row is kept; changing takes more than kMargin. A trial is repeated after kPatience big steps,
 // and, where it confirms what is done, ever more rarely.
 // Owns: a few sums. Threads: none. Pure: times come in as values.
-// Limits: O(1). Steps of fewer than kLeastRows rows are never halved: halves would leave the kernels' groups of rows empty.
+// Limits: O(1). Steps of fewer than kLeastRows rows are never cut: each part reads all weights.
 // Fails: never; Observe leaves out what makes no sense.
-// Reads next: sched/scheduler.h, compute/halves.h.
+// Reads next: sched/scheduler.h, compute/parts.h.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +27,10 @@ class OverlapChoice {
 
   explicit OverlapChoice(Overlap mode) : mode_(mode), on_(mode == Overlap::kOn) {}
 
-  // Whether the next step, which has so many rows, is to be computed in halves.
+  // Whether the next step, which has so many rows, is to be computed in parts.
   bool Choose(int rows);
   // What a step took, and how long of that the rank was in meetings.
-  void Observe(int rows, bool halved, int64_t step_ns, int64_t meeting_ns);
+  void Observe(int rows, bool in_parts, int64_t step_ns, int64_t meeting_ns);
 
   // "off, waits 31 %, trial 2 of 4".
   std::string ToString() const;
@@ -39,7 +39,7 @@ class OverlapChoice {
   static constexpr int kTrialSteps = 4;
   struct Trial {
     int chosen = 0;             // of its steps
-    int back[2] = {0, 0};       // [halved] steps whose time is known
+    int back[2] = {0, 0};       // [in parts] steps whose time is known
     double row_ns[2] = {0, 0};  // their sum
   };
   void End(const Trial& trial);

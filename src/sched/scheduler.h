@@ -34,7 +34,7 @@
 // for a long prompt: at most so many rows more than the decoding sequences have; measured (-1): as many as keep the step within
 // twice the time of one without them, by the compute_ns of earlier results. Each running sequence still moves in each step.
 //
-// With overlap, big steps are computed in halves where that was measured to pay (sched/overlap.h).
+// With overlap, big steps are computed in parts where that was measured to pay (sched/overlap.h).
 //
 // Several steps may be in flight (steps_at_once), over disjoint sequences: Schedule leaves alone what is in flight, and takes
 // only so many sequences that each of the steps gets its part of them.
@@ -111,7 +111,7 @@ struct SchedulerStats {
   uint64_t accepted_tokens = 0;
   uint64_t preemptions = 0;
   uint64_t steps = 0;             // scheduled
-  uint64_t steps_overlapped = 0;  // of these, in halves
+  uint64_t steps_overlapped = 0;  // of these, in parts
 };
 
 class Scheduler {

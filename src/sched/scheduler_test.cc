@@ -152,7 +152,7 @@ TEST(Scheduler, ALongLineIsCheap) {
   EXPECT_EQ(scheduler.Check(), std::nullopt);
 }
 
-TEST(Scheduler, BigStepsAreHalvedOnceThatPays) {
+TEST(Scheduler, BigStepsAreComputedInPartsOnceThatPays) {
   SchedulerOptions options = Options();
   options.max_step_rows = 128;
   options.kv_blocks = 100;
@@ -164,7 +164,7 @@ TEST(Scheduler, BigStepsAreHalvedOnceThatPays) {
   for (int reset = 0; reset < 2; ++reset) {
     for (int step = 0; step < 8; ++step) {
       const StepPlan plan = scheduler.Schedule().plan;
-      steps += plan.overlap ? 'H' : '.';
+      steps += plan.overlap ? 'P' : '.';
       StepResult result = Answer(plan.step);
       result.compute_ns = plan.rows() * (plan.overlap ? 700 : 1000);
       result.meeting_ns = plan.rows() * (plan.overlap ? 20 : 300);
@@ -173,7 +173,7 @@ TEST(Scheduler, BigStepsAreHalvedOnceThatPays) {
     scheduler.Reset();
     steps += ' ';
   }
-  EXPECT_EQ(steps, ".H..HHHH .H..HHHH ");
+  EXPECT_EQ(steps, ".P..PPPP .P..PPPP ");
 }
 
 }  // namespace

@@ -42,21 +42,21 @@ def case_of(path, *cache):
     return check
 
 
-HALVED = [["--workers", "2"], ["--workers", "3", "--step-rows", "100", "--threads", "2"], ["--workers", "4", "--stages", "2"]]
+IN_PARTS = [["--workers", "2"], ["--workers", "3", "--step-rows", "100", "--threads", "2"], ["--workers", "4", "--stages", "2"]]
 
 
-def halved_steps_of(path):
-    """A prompt long enough for steps that are computed in halves."""
+def steps_in_parts_of(path):
+    """A prompt long enough for steps that are computed in parts."""
     def check():
         arguments = ["run", path, "-p", " ".join(3 * [PROMPT]), "-n", "8", "--ignore-eos", *GREEDY]
         alone = run_json(*arguments, *PLAIN, "--threads", "1")
         assert len(alone["prompt_ids"]) > 100, len(alone["prompt_ids"])
-        for extra in HALVED:
+        for extra in IN_PARTS:
             for overlap in ("on", "auto"):
                 other = run_json(*arguments, "--overlap", overlap, *(extra if "--threads" in extra else [*extra, "--threads", "1"]))
                 assert other["ids"] == alone["ids"], f"{extra} {overlap}: ids differ"
                 assert other["logits_sha256"] == alone["logits_sha256"], f"{extra} {overlap}: logits differ"
-    check.__name__ = f"{path.name} in halves"
+    check.__name__ = f"{path.name} in parts"
     return check
 
 
@@ -83,5 +83,5 @@ if __name__ == "__main__":
     made = any_model("no such reference", "--heads", 6, "--kv-heads", 3, "--dim", 96, "--ffn", 172)
     main([a_known_beginning_changes_nothing, a_known_beginning_changes_nothing_in_q8_0]
          + [case_of(SHARED / model) for model in MODELS if (SHARED / model).exists()] + [case_of(made)]
-         + [halved_steps_of(SHARED / model) for model in MODELS[1:2] if (SHARED / model).exists()] + [halved_steps_of(made)]
+         + [steps_in_parts_of(SHARED / model) for model in MODELS[1:2] if (SHARED / model).exists()] + [steps_in_parts_of(made)]
          + [case_of(SHARED / model, *Q8_0) for model in MODELS[1:3] if (SHARED / model).exists()] + [case_of(made, *Q8_0)])

@@ -115,8 +115,8 @@ def killed_in_midstream(victim, *flags):
     return check
 
 
-def killed_in_a_halved_prompt(victim, *flags):
-    """While one half's sums wait for the worker and the other half is computed."""
+def killed_in_a_prompt(victim, *flags):
+    """While the sums of some rows wait for the worker and others are computed."""
     def check():
         with Server(MODEL, "--workers", "2", "--overlap", "on", *flags) as server:
             server.complete(prompt="Once upon a time", max_tokens=2)
@@ -134,7 +134,7 @@ def killed_in_a_halved_prompt(victim, *flags):
             health_becomes_503(server, 30)
             ends_by_itself(server)
             assert f"worker {victim}" in server.text, server.text
-    check.__name__ = "_".join(["killed_in_a_halved_prompt", victim, *flags])
+    check.__name__ = "_".join(["killed_in_a_prompt", victim, *flags])
     return check
 
 
@@ -155,5 +155,5 @@ def an_idle_cluster_costs_nothing():
 if __name__ == "__main__":
     main([an_idle_group_notices, killed_in_midstream("local-0"), killed_in_midstream("local-1"),
           killed_in_midstream("local-0", "--stages", "2"), killed_in_midstream("local-1", "--stages", "2"),
-          killed_in_a_halved_prompt("local-0"), killed_in_a_halved_prompt("local-1"),
+          killed_in_a_prompt("local-0"), killed_in_a_prompt("local-1"),
           an_idle_cluster_costs_nothing])
