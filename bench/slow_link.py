@@ -7,9 +7,9 @@ Needs root, `ip` and `tc`; without them it says so and is skipped. One server fo
 and one worker in one namespace, the other worker in the other, so that all sums cross the link. At each rate the servers get the same prompts
 of random token ids in turn (A B C A B C ...); a prompt's figure is its tokens over the time to the first token.
 
-Printed beside the medians: what the link and the processors could do at most. `link`: the bytes that a token moves, counted at the interface,
-over the rate; `compute`: the time of a token without overlap on an unlimited link, less its bytes' own. Neither can be beaten; without overlap their
-times add up, with it the larger one is left.
+Printed beside the medians: what the link and the processors could do at most. `link`: the rate over the bytes that a token moves, counted at the
+interface; `compute`: the speed without overlap on the unlimited link. Without overlap their times add up, with it the larger one is left at best.
+The machine should do nothing else: two workers with a thread each need two cores.
 
 Links are plain text, so the program takes loopback addresses only. The far namespace therefore has no loopback of its own: there 127.0.0.1
 is routed over the veth to the near one.
