@@ -3,8 +3,8 @@
 
     bench/run slow-link MODEL.gguf [--rates 1gbit,unlimited] [--pairs 5] [--prompt-tokens 512] [--threads 1] [--csv FILE]
 
-Needs root, `ip` and `tc`; without them it says so and is skipped. One server for each of `--overlap off`, `on` and `auto` is started: its head
-and one worker in one namespace, the other worker in the other, so that all sums cross the link. At each rate the servers get the same prompts
+Needs root, `ip` and `tc`; without them it says so and is skipped. One server for each of `--overlap off`, `on` and `auto` is started at each rate: its
+head and one worker in one namespace, the other worker in the other, so that all sums cross the link. The servers get the same prompts
 of random token ids in turn (A B C A B C ...); a prompt's figure is its tokens over the time to the first token.
 
 Printed beside the medians: what the link and the processors could do at most. `link`: the rate over the bytes that a token moves, counted at the
@@ -139,6 +139,11 @@ class Comparison:
 
     def measure(self, rate):
         limit(self.namespaces, rate)
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            self.start(stack, pathlib.Path(folder))
+            return self.pairs(rate)
+
+    def pairs(self, rate):
         figures, moved = {mode: [] for mode in MODES}, []
         for pair in range(self.arguments.pairs + self.arguments.warmup):
             self.seed += 1
@@ -174,9 +179,7 @@ def inside(arguments):
     print(f"{arguments.model.name}: prompts of {arguments.prompt_tokens} tokens in steps of {arguments.step_rows}, 2 workers with {arguments.threads} "
           f"thread(s) each, medians of {arguments.pairs} pairs", flush=True)
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            comparison.start(stack, pathlib.Path(folder))
-            comparison.compare()
+        comparison.compare()
     finally:
         if arguments.csv:
             with arguments.csv.open("w", newline="") as file:

@@ -37,7 +37,7 @@ void OverlapChoice::Observe(int rows, bool in_parts, int64_t step_ns, int64_t me
 
 void OverlapChoice::End(const Trial& trial) {
   const double now = trial.row_ns[on_] / trial.back[on_], other = trial.row_ns[!on_] / trial.back[!on_];
-  if (other < (1 - kMargin) * now) {
+  if (other < (on_ ? now : (1 - kMargin) * now)) {
     on_ = !on_;
     patience_ = kPatience;
   } else {

@@ -2,8 +2,8 @@
 // where ranks wait for a network, and cost a little where they do not: each part reads all weights, and sums travel in smaller
 // pieces. So nothing is tried before big steps spend kWorthwhile of their time in meetings; then the other way is tried in a trial
 // of four steps, in the order other, this, this, other (rows cost more the longer their sequence is: so neither way has the
-// longer ones). Whichever took less time a row is kept; changing takes more than kMargin. A trial is repeated after kPatience big steps,
-// and, where it confirms what is done, ever more rarely.
+// longer ones). Whichever took less time a row is kept; to begin with parts, they have to save more than kMargin. A trial is
+// repeated after kPatience big steps, and, where it confirms what is done, ever more rarely.
 // Owns: a few sums. Threads: none. Pure: times come in as values.
 // Limits: O(1). Steps of fewer than kLeastRows rows are never cut: each part reads all weights.
 // Fails: never; Observe leaves out what makes no sense.
