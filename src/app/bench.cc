@@ -202,6 +202,7 @@ void Print(const BenchFlags& flags, const Session& session, const Figures& figur
                                  {"step_ms_p99", figures.step_p99 * 1e3},
                                  {"stages", flags.engine.stages},
                                  {"kv_type", ToString(flags.engine.kv_type)},
+                                 {"overlap", ToString(flags.engine.overlap)},
                                  {"busy", figures.busy},
                                  {"load_ms", Seconds(session.load_time) * 1e3},
                                  {"weight_bytes", weights},

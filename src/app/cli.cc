@@ -68,6 +68,17 @@ void AddKvType(CLI::App* command, KvType& type) {
       ->default_str(std::string(ToString(type)));
 }
 
+void AddOverlap(CLI::App* command, Overlap& overlap) {
+  const auto set = [&overlap](const std::string& name) { overlap = *OverlapNamed(name); };
+  command
+      ->add_option_function<std::string>("--overlap", set,
+                                         "workers compute some rows of a prompt while the sums of others travel; "
+                                         "auto: where that is measured to pay; output stays the same")
+      ->envname(Variable("overlap"))
+      ->check(CLI::IsMember(std::vector<std::string>(kOverlapNames.begin(), kOverlapNames.end())))
+      ->default_str(std::string(ToString(overlap)));
+}
+
 void AddEngineFlags(CLI::App* command, EngineFlags& flags) {
   AddModel(command, flags.model);
   Flag(command, "--threads", flags.threads, "compute threads of each rank (default: the cores, shared out)")
@@ -91,6 +102,7 @@ void AddEngineFlags(CLI::App* command, EngineFlags& flags) {
   Flag(command, "--kv-memory", flags.kv_memory, "KV cache of each rank, e.g. 2G (default: a quarter of the memory)")
       ->transform(CLI::AsSizeValue(false));
   AddKvType(command, flags.kv_type);
+  AddOverlap(command, flags.overlap);
   Switch(command, "--prefix-cache,!--no-prefix-cache", flags.prefix_cache, "compute shared beginnings of prompts once");
   Switch(command, "--speculate,!--no-speculate", flags.speculate,
          "guess tokens from what was said before and verify them together; output stays the same");
@@ -148,6 +160,7 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
       ->delimiter(',')
       ->check(Between(1e-6, 1e6));
   AddKvType(command, flags.engine.kv_type);
+  AddOverlap(command, flags.engine.overlap);
   Flag(command, "--sequences", flags.sequences, "sequences decoding at once")
       ->check(CLI::Range(1, limits::kMaxStepSequences))
       ->capture_default_str();

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/kv_type.h"
+#include "core/overlap.h"
 
 namespace shoal {
 
@@ -27,6 +28,7 @@ struct EngineFlags {
   int mixed_rows = -1;         // prompt rows beside decoding sequences at most; -1 = by measured time, 0 = all
   uint64_t kv_memory = 0;      // bytes of KV cache per rank; 0 = a quarter of the memory
   KvType kv_type = KvType::kF16;
+  Overlap overlap = Overlap::kAuto;  // parts of big steps compute and meet in turns
   std::string cluster_host = "127.0.0.1";
   int cluster_port = -1;   // -1: only when workers are waited for; 0 = chosen by the system
   std::string token_file;  // join token; made when the file is missing

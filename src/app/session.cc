@@ -66,7 +66,8 @@ Result<std::unique_ptr<Session>> StartSession(const EngineFlags& flags) {
                               .max_sequences = flags.sequences,
                               .prefix_cache = flags.prefix_cache,
                               .speculate = flags.speculate,
-                              .mixed_rows = flags.mixed_rows};
+                              .mixed_rows = flags.mixed_rows,
+                              .overlap = flags.overlap};
   session->engine = Engine::Start(std::move(spec), session->tokenizer, std::move(group), options);
   return session;
 }

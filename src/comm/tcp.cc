@@ -29,6 +29,10 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "headers and floats cross the wire as they lie in memory");
 
+// While so much is left to move, a rank that has to wait sleeps at once: what is to come outlasts any polling, and whoever
+// computes meanwhile needs the core.
+constexpr size_t kLongBytes = size_t{1} << 20;
+
 constexpr int kMaxPieces = 1 + kSlices;  // a header and the pieces of each subtree sum
 
 // What is left to move in one direction.
@@ -229,19 +233,23 @@ Status TcpCollective::Exchange() {
   std::optional<Time> waiting_since;
   for (;;) {
     bool moved = false;
-    bool left = false;
+    size_t left = 0;
     for (int r = 0; r < size_; ++r) {
       if (r == rank_) continue;
       if (peer(r).out.left > 0) SHOAL_RETURN_IF_ERROR(Push(r, moved));
       if (peer(r).in.left > 0) SHOAL_RETURN_IF_ERROR(Pull(r, moved));
-      left = left || peer(r).out.left > 0 || peer(r).in.left > 0;
+      left += peer(r).out.left + peer(r).in.left;
     }
     if (moved && waiting_since) {
       spin_.Learn(Now() - *waiting_since);
       waiting_since.reset();
     }
-    if (!left) return {};
+    if (left == 0) return {};
     if (moved) continue;
+    if (left >= kLongBytes) {
+      SHOAL_RETURN_IF_ERROR(Sleep(deadline));
+      continue;
+    }
     const Time now = Now();
     if (!waiting_since) waiting_since = now;
     if (now - *waiting_since < spin_.now() && now < deadline.at) {

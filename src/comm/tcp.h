@@ -1,6 +1,7 @@
 // What: the ranks of a group as processes, joined by a full mesh of TCP sockets (net/mesh.h makes and
 // authenticates them). A waiting rank polls its sockets without sleeping for a short while, then sleeps in
-// poll(2): a meeting costs little more than the exchange itself, and an idle group costs no processor time.
+// poll(2), and at once while much is left to move: a meeting costs little more than the exchange itself, and an idle group
+// costs no processor time.
 // Owns: the sockets.
 // Threads: one thread calls it; Close may be called from any thread.
 // Limits: kMaxRanks ranks; kMaxFrameBytes per message. No allocation once the largest meeting has been seen.

@@ -8,7 +8,10 @@
 
 #include "base/check.h"
 #include "base/checked.h"
+#include "comm/courier.h"
 #include "compute/forward.h"
+#include "compute/parts.h"
+#include "compute/shard.h"
 #include "compute/weights.h"
 #include "core/limits.h"
 #include "core/reasons.h"
@@ -25,14 +28,17 @@ constexpr size_t kGatherBytes = size_t{16} << 20;
 static_assert(kGatherBytes <= limits::kMaxFrameBytes &&
               uint64_t{limits::kMaxVocabulary} * sizeof(float) <= limits::kMaxFrameBytes);
 
+static_assert(kMostParts <= Courier::kMost);
+
 class LocalExecutor final : public Executor {
  public:
   LocalExecutor(const ModelSpec& spec, const ShardPlan& plan, Collective& collective, const ExecutorOptions& options)
       : spec_(spec),
         plan_(plan),
         collective_(collective),
-        last_stage_(options.pipeline.last),
-        gather_bytes_(std::min(kGatherBytes, options.meeting_bytes)) {}
+        pipeline_(options.pipeline),
+        gather_bytes_(std::min(kGatherBytes, options.meeting_bytes)),
+        pool_(options.threads) {}
 
   Status Load(TensorSource& source, const ExecutorOptions& options) {
     const RankShare& share = plan_.ranks[static_cast<size_t>(collective_.rank())];
@@ -40,24 +46,24 @@ class LocalExecutor final : public Executor {
       return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
                   std::format("{} KV blocks are more than can be", plan_.kv_blocks));
     SHOAL_ASSIGN(auto weights, LoadWeights(spec_, source, share, options.threads));
-    forward_ = std::make_unique<shoal::Forward>(spec_, std::move(weights), plan_, collective_, options);
+    shard_ = std::make_unique<Shard>(spec_, std::move(weights), plan_, collective_, options);
+    passes_.push_back(std::make_unique<shoal::Forward>(*shard_, pool_));
     return {};
   }
 
   Result<std::span<const float>> Forward(const RowBatch& batch) override {
     SHOAL_RETURN_IF_ERROR(Check(batch));
+    waits_ = {};
     try {
-      SHOAL_ASSIGN(const auto own, forward_->Run(batch));
-      if (plan_.size() == 1 || batch.logit_rows.empty() || !last_stage_) return std::span<const float>(own);
-      return GatherLogits(own, batch.logit_rows.size());
+      return batch.overlap && batch.tokens.size() > 1 ? ForwardInParts(batch) : ForwardWhole(batch);
     } catch (const std::bad_alloc&) {
       return Fail(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
     }
   }
 
-  Nanos waited() const override { return forward_->waited(); }
-  size_t weight_bytes() const override { return forward_->weight_bytes(); }
-  size_t kv_bytes() const override { return forward_->kv_bytes(); }
+  StepWaits waits() const override { return waits_; }
+  size_t weight_bytes() const override { return shard_->weights.bytes; }
+  size_t kv_bytes() const override { return shard_->kv_bytes; }
 
  private:
   Status Check(const RowBatch& batch) const {
@@ -86,27 +92,68 @@ class LocalExecutor final : public Executor {
     return {};
   }
 
-  // Rank 0 receives each rank's columns of the logits one after the other; with several rows they have to be interleaved. Some
-  // rows a meeting: it moves a bounded number of bytes, and what lies here twice is bounded too.
-  Result<std::span<const float>> GatherLogits(std::span<float> own, size_t rows) {
+  Result<std::span<const float>> ForwardWhole(const RowBatch& batch) {
+    shoal::Forward& pass = *passes_.front();
+    pass.Begin(batch);
+    Program& program = pass.program();
+    SHOAL_RETURN_IF_ERROR(program.Run(pass.rows()));
+    waits_ = program.waits();
+    if (plan_.size() == 1) return pass.logits();
+    SHOAL_RETURN_IF_ERROR(GatherLogits(pass.logits(), 0, batch.logit_rows.size()));
+    return Gathered(batch.logit_rows.size());
+  }
+
+  Result<std::span<const float>> ForwardInParts(const RowBatch& batch) {
+    const auto parts = CutInParts(batch);
+    if (!courier_) courier_ = std::make_unique<Courier>();
+    while (passes_.size() < parts.size()) passes_.push_back(std::make_unique<shoal::Forward>(*shard_, pool_));
+    std::vector<Program::Part> programs;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      passes_[i]->Begin(parts[i].batch());
+      programs.push_back({&passes_[i]->program(), passes_[i]->rows()});
+    }
+    SHOAL_RETURN_IF_ERROR(Program::RunInTurns(programs, *courier_, [this] {
+      collective_.Close();
+      if (pipeline_.group != nullptr) pipeline_.group->Close();
+    }));
+    size_t gathered = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      waits_ += programs[i].program->waits();
+      SHOAL_RETURN_IF_ERROR(GatherLogits(passes_[i]->logits(), gathered, parts[i].logit_rows.size()));
+      gathered += parts[i].logit_rows.size();
+    }
+    return Gathered(gathered);
+  }
+
+  std::span<const float> Gathered(size_t rows) const {
+    const bool root = pipeline_.last && collective_.rank() == 0;
+    return {logits_.data(), root ? static_cast<size_t>(spec_.n_vocab) * rows : 0};
+  }
+
+  // To rows [first, first + rows) of the logits: rank 0 receives each rank's columns one after the other; with several rows they
+  // have to be interleaved. Some rows a meeting: it moves a bounded number of bytes, and what lies here twice is bounded too.
+  Status GatherLogits(std::span<const float> own, size_t first, size_t rows) {
+    if (!pipeline_.last || rows == 0) return {};
+    const Time start = Now();
     const auto vocabulary = static_cast<size_t>(spec_.n_vocab);
     const bool root = collective_.rank() == 0;
     const size_t at_once = std::clamp<size_t>(gather_bytes_ / (vocabulary * sizeof(float)), 1, rows);
     const size_t width = static_cast<size_t>(Columns(collective_.rank()));
-    if (root && logits_.size() < vocabulary * rows) logits_.resize(vocabulary * rows);
+    if (root && logits_.size() < vocabulary * (first + rows)) logits_.resize(vocabulary * (first + rows));
     if (root && at_once > 1 && gathered_.size() < vocabulary * at_once) gathered_.resize(vocabulary * at_once);
     std::vector<size_t> counts(static_cast<size_t>(plan_.size()));
     for (size_t begin = 0; begin < rows; begin += at_once) {
       const size_t now = std::min(at_once, rows - begin);
       for (int rank = 0; rank < plan_.size(); ++rank)
         counts[static_cast<size_t>(rank)] = static_cast<size_t>(Columns(rank)) * now * sizeof(float);
-      float* const to = root ? logits_.data() + begin * vocabulary : nullptr;
+      float* const to = root ? logits_.data() + (first + begin) * vocabulary : nullptr;
       const std::span<float> all(now == 1 ? to : gathered_.data(), root ? vocabulary * now : 0);
       SHOAL_RETURN_IF_ERROR(collective_.Gather(0, std::as_bytes(own.subspan(begin * width, now * width)), counts,
                                                std::as_writable_bytes(all)));
       if (root && now > 1) Interleave(all.data(), now, to);
     }
-    return std::span<const float>(logits_.data(), root ? vocabulary * rows : 0);
+    waits_.stage += Now() - start;
+    return {};
   }
 
   int64_t Columns(int rank) const {
@@ -125,10 +172,14 @@ class LocalExecutor final : public Executor {
   const ModelSpec spec_;
   const ShardPlan plan_;
   Collective& collective_;
-  const bool last_stage_;
+  const Pipeline pipeline_;
   const size_t gather_bytes_;
-  std::unique_ptr<shoal::Forward> forward_;
+  ThreadPool pool_;
+  std::unique_ptr<Shard> shard_;
+  std::vector<std::unique_ptr<shoal::Forward>> passes_;  // the first one, and those of steps in parts
+  std::unique_ptr<Courier> courier_;                     // of steps in parts; last, as its errands use the others
   std::vector<float> gathered_, logits_;
+  StepWaits waits_;
 };
 
 }  // namespace

@@ -1,10 +1,10 @@
 // What: the shard of one rank: its packed weights, its KV cache, and the forward pass over a batch of rows. This one computes
 // with our kernels on the CPU; row-parallel sums meet the other ranks in Collective.
-// Owns: weights, KV store, compute threads.
+// Owns: weights, KV store, compute threads, and a thread that meets the other ranks in steps that overlap (comm/courier.h).
 // Threads: one thread calls Forward at a time.
 // Limits: kMaxStepRows rows a call.
-// Fails: collective errors; kOutOfMemory at load.
-// Reads next: compute/kernels/linear.h, comm/collective.h, core/model_spec.h.
+// Fails: collective errors; kOutOfMemory at load. A step that overlaps and fails has closed its collectives.
+// Reads next: compute/forward.h, compute/kernels/linear.h, comm/collective.h, core/model_spec.h.
 #pragma once
 
 #include <cstddef>
@@ -13,10 +13,10 @@
 #include <string>
 #include <vector>
 
-#include "base/clock.h"
 #include "base/result.h"
 #include "comm/collective.h"
 #include "compute/kernels/attention.h"
+#include "compute/program.h"
 #include "core/ids.h"
 #include "core/limits.h"
 #include "core/model_spec.h"
@@ -30,6 +30,8 @@ struct RowBatch {
   std::span<const TokenId> tokens;
   std::span<const kernels::Segment> segments;  // cover all rows, in order
   std::span<const int32_t> logit_rows;         // ascending rows whose logits are wanted; may be empty
+  // Compute the rows in parts, one while the sums of others are on their way; the same on every rank. Not with one row.
+  bool overlap = false;
 };
 
 // The stages before and behind this one, where there are any: rows of the residual stream come from one rank of the stage
@@ -60,8 +62,8 @@ class Executor {
   // empty elsewhere. The span is valid until the next call.
   virtual Result<std::span<const float>> Forward(const RowBatch& batch) = 0;
 
-  // How long the last Forward waited for the stage before and for room on the way to the one behind.
-  virtual Nanos waited() const = 0;
+  // How long the last Forward waited for other ranks instead of computing.
+  virtual StepWaits waits() const = 0;
   virtual size_t weight_bytes() const = 0;  // resident, packed
   virtual size_t kv_bytes() const = 0;
 };

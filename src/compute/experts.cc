@@ -156,7 +156,7 @@ void Forward::Experts::FoldSlices(const kernels::KLayout& split, const std::vect
   }
 }
 
-void Forward::Experts::Add(Program& program, Workers row, LayerPlan& layer) {
+void Forward::Experts::Add(Program& program, Workers row, const LayerPlan& layer) {
   Forward& f = forward_;
   const LayerWeights& w = *layer.weights;
   const bool alone = f.plan_.size() == 1;
@@ -194,7 +194,7 @@ void Forward::Experts::Add(Program& program, Workers row, LayerPlan& layer) {
 }
 
 // sum += sigmoid(router) * shared expert, after the others.
-void Forward::Experts::AddShared(Program& program, Workers row, LayerPlan& layer) {
+void Forward::Experts::AddShared(Program& program, Workers row, const LayerPlan& layer) {
   Forward& f = forward_;
   const LayerWeights& w = *layer.weights;
   f.AddGatedFfn(program, row, w.shared_gate, w.shared_up, w.shared_down, layer.shared_layout, layer.shared_shares,

@@ -17,7 +17,7 @@ class Forward::Experts {
   explicit Experts(Forward& forward) : forward_(forward) {}
   void Reserve(int rows);
   // Reads forward.prepared_h_, leaves the layer's result in forward.sum_.
-  void Add(Program& program, Workers row, LayerPlan& layer);
+  void Add(Program& program, Workers row, const LayerPlan& layer);
 
  private:
   // Slots: the (expert, row) pairs of a step, by expert, then by row. A few at a time go through the down products.
@@ -29,7 +29,7 @@ class Forward::Experts {
   void AddUp(int64_t first_slot, int64_t slots, int64_t slices, int ith, int nth);
   void FoldSlices(const kernels::KLayout& split, const std::vector<Subtree>& trees, AlignedBuffer& out, int ith,
                   int nth);
-  void AddShared(Program& program, Workers row, LayerPlan& layer);
+  void AddShared(Program& program, Workers row, const LayerPlan& layer);
 
   Forward& forward_;
   AlignedBuffer router_logits_;  // [rows, experts]

@@ -18,75 +18,25 @@ float* Row(const AlignedBuffer& buffer, int64_t row, int64_t width) { return buf
 
 }  // namespace
 
-Forward::Forward(const ModelSpec& spec, ShardWeights weights, const ShardPlan& plan, Collective& collective,
-                 const ExecutorOptions& options)
-    : spec_(spec),
-      weights_(std::move(weights)),
-      plan_(plan),
-      collective_(collective),
-      rank_(collective.rank()),
-      pipeline_(options.pipeline),
-      meeting_bytes_(options.meeting_bytes),
-      rope_(spec.rope, weights_.rope_factors),
-      local_rope_(spec.local_rope, weights_.rope_factors),
-      pool_(options.threads),
-      one_row_(pool_, failure_),
-      many_rows_(pool_, failure_) {
-  PlanLayers();
-  ReserveKv(plan_.kv_blocks);
+Forward::Forward(const Shard& shard, ThreadPool& pool)
+    : spec_(shard.spec),
+      weights_(shard.weights),
+      plan_(shard.plan),
+      collective_(shard.collective),
+      rank_(shard.rank),
+      pipeline_(shard.pipeline),
+      meeting_bytes_(shard.meeting_bytes),
+      layers_(shard.layers),
+      rope_(spec_.rope, weights_.rope_factors),
+      local_rope_(spec_.local_rope, weights_.rope_factors),
+      one_row_(pool, failure_),
+      many_rows_(pool, failure_) {
   experts_ = std::make_unique<Experts>(*this);
   Build(one_row_, Workers::kOne);
   Build(many_rows_, Workers::kAll);
 }
 
 Forward::~Forward() = default;
-
-void Forward::PlanLayers() {
-  const RankShare& share = plan_.ranks[Size(rank_)];
-  const SliceRun run = share.slices;
-  const size_t first = Size(share.first_layer);
-  layers_.resize(weights_.layers.size());
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    auto& layer = layers_[i];
-    layer.spec = &spec_.layers[first + i];
-    layer.weights = &weights_.layers[i];
-    layer.last = first + i + 1 == spec_.layers.size();
-    layer.shares_input = spec_.parallel && !layer.weights->ffn_norm.present();
-    const auto& shape = layer.weights->shape;
-    layer.attention.heads = static_cast<int>(shape.heads.count());
-    layer.attention.first_head = static_cast<int>(shape.heads.first);
-    layer.attention.first_kv_head = static_cast<int>(shape.kv_heads.first);
-    layer.attention.group = shape.group;
-    layer.attention.scale = spec_.scaled_query ? 1 : spec_.attention_scale;
-    layer.attention.softcap = spec_.attention_softcap;
-    layer.attention.window = layer.spec->window;
-    layer.attention_shares = SharesOf(plan_, layer.spec->heads);
-    layer.attention_layout = HeadsLayout(spec_, *layer.spec, run);
-    const int64_t width = layer.spec->experts ? spec_.n_ff_expert : layer.spec->n_ff;
-    layer.ffn_shares = SharesOf(plan_, FfnUnits(width));
-    layer.ffn_layout = FfnLayout(width, run);
-    layer.shared_shares = SharesOf(plan_, FfnUnits(spec_.n_ff_shared));
-    layer.shared_layout = FfnLayout(spec_.n_ff_shared, run);
-  }
-}
-
-void Forward::ReserveKv(int blocks) {
-  kv_bytes_ = KvBlockBytes(spec_, plan_.ranks[Size(rank_)], plan_.kv_type) * Size(blocks);
-  kv_.Reserve(std::max<size_t>(kv_bytes_, 64));
-  std::byte* at = kv_.bytes();
-  for (auto& layer : layers_) {
-    auto& kv = layer.kv;
-    kv.type = plan_.kv_type;
-    kv.kv_heads = static_cast<int>(layer.weights->shape.kv_heads.count());
-    kv.k_dim = spec_.head_dim_k;
-    kv.v_dim = spec_.head_dim_v;
-    const size_t cells = Size(blocks) * Size(kv.kv_heads);
-    kv.k = at;
-    at += cells * kernels::CellBytes(kv.type, kv.k_dim);
-    kv.v = at;
-    at += cells * kernels::CellBytes(kv.type, kv.v_dim);
-  }
-}
 
 // Buffers grow to twice the most rows seen, at most to a full step's.
 void Forward::Reserve(int rows, int logit_rows) {
@@ -142,7 +92,7 @@ void Forward::Reserve(int rows, int logit_rows) {
   experts_->Reserve(reserved_rows_);
 }
 
-Result<std::span<float>> Forward::Run(const RowBatch& batch) {
+void Forward::Begin(const RowBatch& batch) {
   step_.batch = batch;
   step_.rows = static_cast<int>(batch.tokens.size());
   step_.positions.resize(batch.tokens.size());
@@ -150,15 +100,16 @@ Result<std::span<float>> Forward::Run(const RowBatch& batch) {
     for (int r = 0; r < segment.rows; ++r) step_.positions[Size(segment.first_row + r)] = segment.first_position + r;
   Reserve(step_.rows, static_cast<int>(batch.logit_rows.size()));
   failure_.Clear();
-  waited_ = {};
-  SHOAL_RETURN_IF_ERROR(step_.rows == 1 ? one_row_.Run(1) : many_rows_.Run(step_.rows));
-  const size_t logit_rows = pipeline_.last ? batch.logit_rows.size() : 0;
+}
+
+std::span<const float> Forward::logits() const {
+  const size_t logit_rows = pipeline_.last ? step_.batch.logit_rows.size() : 0;
   return std::span(logits_.floats(), logit_rows * Size(weights_.vocabulary.count()));
 }
 
 void Forward::Build(Program& program, Workers row) {
   pipeline_.from < 0 ? AddEmbedding(program, row) : AddReceive(program, row);
-  for (auto& layer : layers_) {
+  for (const auto& layer : layers_) {
     AddAttention(program, row, layer);
     AddFfn(program, row, layer);
   }
@@ -166,22 +117,17 @@ void Forward::Build(Program& program, Workers row) {
 }
 
 void Forward::AddReceive(Program& program, Workers row) {
-  program.Add(Workers::kOne, [this](int, int) {
-    if (auto passed = PassRows(true); !passed) failure_.Set(std::move(passed).error());
-  });
+  program.AddMeeting(Partners::kStages, [this] { return PassRows(true); });
   if (rope_.kind() != RopeKind::kNone) program.Add(row, [this](int ith, int nth) { FillRope(ith, nth); });
 }
 
 void Forward::AddSend(Program& program) {
-  program.Add(Workers::kOne, [this](int, int) {
-    if (auto passed = PassRows(false); !passed) failure_.Set(std::move(passed).error());
-  });
+  program.AddMeeting(Partners::kStages, [this] { return PassRows(false); });
 }
 
 // The residual stream's rows lie one after the other in x_: they go out from there and come in there, as many at once as a
 // meeting may move.
 Status Forward::PassRows(bool receive) {
-  const Time begin = Now();
   const size_t row_bytes = Size(spec_.n_embd) * sizeof(float), bytes = Size(step_.rows) * row_bytes;
   const size_t at_once = std::max<size_t>(1, meeting_bytes_ / row_bytes) * row_bytes;
   for (size_t at = 0; at < bytes; at += at_once) {
@@ -192,7 +138,6 @@ Status Forward::PassRows(bool receive) {
       for (const int to : pipeline_.to) SHOAL_RETURN_IF_ERROR(pipeline_.group->Send(to, rows));
     }
   }
-  waited_ += Now() - begin;
   return {};
 }
 
@@ -219,9 +164,7 @@ void Forward::AddPrepare(Program& program, Workers row, KindSet kinds, const ker
 }
 
 void Forward::AddReduce(Program& program, const ReduceShares& shares, AlignedBuffer& out) {
-  program.Add(Workers::kOne, [this, &shares, &out](int, int) {
-    if (auto status = Reduce(shares, out); !status) failure_.Set(std::move(status).error());
-  });
+  program.AddMeeting(Partners::kStage, [this, &shares, &out] { return Reduce(shares, out); });
 }
 
 // One meeting, or, where a rank's sums of all rows are more than a meeting may move, one for each block of rows. An element's
@@ -321,7 +264,7 @@ void Forward::AddGatedFfn(Program& program, Workers row, const LinearWeights& ga
   AddRowParallel(program, down, layout, prepared_ffn_, shares, out);
 }
 
-void Forward::AddFfn(Program& program, Workers row, LayerPlan& layer) {
+void Forward::AddFfn(Program& program, Workers row, const LayerPlan& layer) {
   const LayerWeights& w = *layer.weights;
   const auto whole = kernels::KLayout::Whole(spec_.n_embd);
   KindSet kinds;

@@ -1,51 +1,31 @@
-// What: the layers of one rank as two Programs (one for a step of a single row, one for any number) over one set of
-// buffers. What a step brings (tokens, positions, segments, how many rows) is read from here when it runs, so that
-// no step makes anything.
-// Owns: the buffers, the KV pool's memory, the programs.
-// Threads: one thread calls Run at a time.
+// What: a pass of rows through the layers of one rank, as two Programs (one for a single row, one for any number) over one set
+// of buffers. What a step brings (tokens, positions, segments, how many rows) is read from here when it runs, so that
+// no step makes anything. A step is one pass, or several over the same shard that run in turns: the first rows' keys and values
+// are in the KV pool when later rows come to the same layer.
+// Owns: the buffers, the programs. Borrows the shard and the threads.
+// Threads: one thread calls it at a time; a meeting may run on another (Program::RunInTurns), beside no other use of this pass.
 // Limits: kMaxStepRows rows.
 // Fails: the first error of a meeting.
-// Reads next: compute/program.h, compute/experts.h, compute/rank_shape.h.
+// Reads next: compute/shard.h, compute/program.h, compute/experts.h.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <span>
 #include <vector>
 
 #include "base/result.h"
 #include "comm/collective.h"
+#include "compute/aligned_buffer.h"
 #include "compute/executor.h"
-#include "compute/kernels/attention.h"
 #include "compute/program.h"
 #include "compute/rope.h"
+#include "compute/shard.h"
 #include "compute/weights.h"
 #include "core/model_spec.h"
 
 namespace shoal {
-
-// Memory aligned for vectors; not initialised. Reserve throws away what was inside.
-class AlignedBuffer {
- public:
-  void Reserve(size_t bytes) {
-    if (bytes <= bytes_) return;
-    data_.reset();
-    bytes_ = 0;
-    data_.reset(static_cast<std::byte*>(::operator new(bytes, std::align_val_t{64})));
-    bytes_ = bytes;
-  }
-  std::byte* bytes() const { return data_.get(); }
-  float* floats() const { return reinterpret_cast<float*>(data_.get()); }
-
- private:
-  struct Delete {
-    void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<std::byte, Delete> data_;
-  size_t bytes_ = 0;
-};
 
 // Activations as the matrices of one input want them: up to two kinds.
 struct PreparedInput {
@@ -71,29 +51,18 @@ struct StepState {
 
 class Forward {
  public:
-  Forward(const ModelSpec& spec, ShardWeights weights, const ShardPlan& plan, Collective& collective,
-          const ExecutorOptions& options);
+  Forward(const Shard& shard, ThreadPool& pool);
   ~Forward();
 
-  // Logits of this rank's vocabulary rows, [logit rows, vocabulary rows held].
-  Result<std::span<float>> Run(const RowBatch& batch);
-
-  Nanos waited() const { return waited_; }
-  size_t weight_bytes() const { return weights_.bytes; }
-  size_t kv_bytes() const { return kv_bytes_; }
+  // Takes the rows, which stay where they are until the program has run.
+  void Begin(const RowBatch& batch);
+  // For the rows that were taken. The one for any number has the same meetings as the one for a single row.
+  Program& program() { return step_.rows == 1 ? one_row_ : many_rows_; }
+  int rows() const { return step_.rows; }
+  // Logits of this rank's vocabulary rows, [logit rows, vocabulary rows held], once the program has run.
+  std::span<const float> logits() const;
 
  private:
-  struct LayerPlan {
-    const LayerSpec* spec = nullptr;
-    const LayerWeights* weights = nullptr;
-    kernels::KvLayer kv;
-    kernels::AttentionShape attention;
-    ReduceShares attention_shares, ffn_shares, shared_shares;
-    kernels::KLayout attention_layout, ffn_layout, shared_layout;
-    bool last = false;  // of the model
-    // Parallel layers without a norm of the FFN's own: it reads what the attention read.
-    bool shares_input = false;
-  };
   // Table rows of a step from all ranks, as they lie in the file; place[row] is where a row's bytes are.
   struct GatheredRows {
     AlignedBuffer bytes;
@@ -101,8 +70,6 @@ class Forward {
   };
   class Experts;
 
-  void PlanLayers();
-  void ReserveKv(int blocks);
   void Reserve(int rows, int logit_rows);
 
   // What a Program is made of. `row` says how work over rows is shared: by one thread when there is one row.
@@ -110,11 +77,11 @@ class Forward {
   void AddEmbedding(Program& program, Workers row);
   void AddReceive(Program& program, Workers row);
   void AddSend(Program& program);
-  void AddAttention(Program& program, Workers row, LayerPlan& layer);
+  void AddAttention(Program& program, Workers row, const LayerPlan& layer);
   void AddGatedFfn(Program& program, Workers row, const LinearWeights& gate, const LinearWeights& up,
                    const LinearWeights& down, const kernels::KLayout& layout, const ReduceShares& shares,
                    AlignedBuffer& out);
-  void AddFfn(Program& program, Workers row, LayerPlan& layer);
+  void AddFfn(Program& program, Workers row, const LayerPlan& layer);
   void AddLogits(Program& program, Workers row);
   void AddNorm(Program& program, Workers row, const NormWeights& norm, const AlignedBuffer& in, AlignedBuffer& out);
   void AddPrepare(Program& program, Workers row, KindSet kinds, const kernels::KLayout& layout, const AlignedBuffer& in,
@@ -141,20 +108,17 @@ class Forward {
   void KeepLogitRows(const LayerPlan& layer);
 
   const ModelSpec& spec_;
-  ShardWeights weights_;
-  const ShardPlan plan_;
+  const ShardWeights& weights_;
+  const ShardPlan& plan_;
   Collective& collective_;
   const int rank_;
-  const Pipeline pipeline_;
+  const Pipeline& pipeline_;
   const size_t meeting_bytes_;
-  std::vector<LayerPlan> layers_;
+  const std::vector<LayerPlan>& layers_;
   RopeTable rope_, local_rope_;
   StepFailure failure_;
   StepState step_;
-  Nanos waited_{};
 
-  AlignedBuffer kv_;
-  size_t kv_bytes_ = 0;
   int reserved_rows_ = 0;
   int reserved_logits_ = 0;
   AlignedBuffer x_, h_;                             // [rows, n_embd]: the residual stream, a normalised copy
@@ -171,7 +135,6 @@ class Forward {
   AlignedBuffer block_;  // Reduce's: the sums of some rows, where those of all rows do not fit into one meeting
   std::unique_ptr<Experts> experts_;
 
-  ThreadPool pool_;
   Program one_row_, many_rows_;
 };
 

@@ -98,10 +98,9 @@ void Forward::FillRope(int ith, int nth) {
 void Forward::AddEmbedding(Program& program, Workers row) {
   const bool learned = static_cast<bool>(spec_.positions);
   if (plan_.size() > 1) {
-    program.Add(Workers::kOne, [this, learned](int, int) {
-      auto status = GatherTable(weights_.embedding, false, gathered_);
-      if (status && learned) status = GatherTable(weights_.positions, true, gathered_positions_);
-      if (!status) failure_.Set(std::move(status).error());
+    program.AddMeeting(Partners::kStage, [this, learned]() -> Status {
+      SHOAL_RETURN_IF_ERROR(GatherTable(weights_.embedding, false, gathered_));
+      return learned ? GatherTable(weights_.positions, true, gathered_positions_) : Status{};
     });
   }
   program.Add(row, [this, learned](int ith, int nth) {
@@ -112,7 +111,7 @@ void Forward::AddEmbedding(Program& program, Workers row) {
   if (weights_.embedding_norm.present()) AddNorm(program, row, weights_.embedding_norm, x_, x_);
 }
 
-void Forward::AddAttention(Program& program, Workers row, LayerPlan& layer) {
+void Forward::AddAttention(Program& program, Workers row, const LayerPlan& layer) {
   const LayerWeights& w = *layer.weights;
   const bool normed = w.attention_norm.present();
   if (normed) AddNorm(program, row, w.attention_norm, x_, h_);
@@ -141,7 +140,7 @@ void Forward::AddAttention(Program& program, Workers row, LayerPlan& layer) {
     if (whole_norm) program.Add(row, [this, &layer](int ith, int nth) { SumSquares(layer, ith, nth); });
   }
   if (whole_norm) {
-    program.Add(Workers::kOne, [this, &layer](int, int) {
+    program.AddMeeting(Partners::kStage, [this, &layer] {
       std::vector<size_t> counts;
       size_t total = 0;
       for (const auto& rank : plan_.ranks) {
@@ -149,9 +148,8 @@ void Forward::AddAttention(Program& program, Workers row, LayerPlan& layer) {
         counts.push_back(Size(step_.rows * (shape.heads.count() + shape.own_kv.count())) * sizeof(float));
         total += counts.back();
       }
-      const auto status = collective_.AllGather(std::span(squares_.bytes(), counts[Size(rank_)]), counts,
-                                                std::span(all_squares_.bytes(), total));
-      if (!status) failure_.Set(status.error());
+      return collective_.AllGather(std::span(squares_.bytes(), counts[Size(rank_)]), counts,
+                                   std::span(all_squares_.bytes(), total));
     });
   }
   if (w.shape.heads.count() > 0) {

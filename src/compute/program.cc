@@ -5,6 +5,7 @@
 #include <new>
 #include <utility>
 
+#include "base/check.h"
 #include "core/reasons.h"
 
 namespace shoal {
@@ -13,33 +14,116 @@ namespace {
 // Multiplications that take one thread some microseconds: below that, waking another costs more than it saves.
 constexpr int64_t kWorthSharing = 1 << 18;
 
+Error ErrorOf(std::exception_ptr exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const std::bad_alloc&) {
+    return MakeError(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
+  } catch (const std::exception& e) {
+    return MakeError(Code::kInternal, reasons::kInternal, "a step cannot be computed", e.what());
+  }
+}
+
 }  // namespace
 
 void Program::Add(Workers workers, Operation operation, int64_t work_per_row) {
   const bool share = workers == Workers::kAll && pool_.threads() > 1;
-  steps_.push_back({std::move(operation), share ? std::max<int64_t>(work_per_row, 1) : 0});
+  steps_.push_back({std::move(operation), share ? std::max<int64_t>(work_per_row, 1) : 0, {}, {}});
+}
+
+void Program::AddMeeting(Partners partners, Meeting meeting) {
+  auto guarded = [meeting = std::move(meeting)]() -> Status {
+    try {
+      return meeting();
+    } catch (...) {
+      return Fail(ErrorOf(std::current_exception()));
+    }
+  };
+  steps_.push_back({{}, 0, std::move(guarded), partners});
 }
 
 void Program::RunGuarded(const Operation& operation, int ith, int nth) {
   try {
     operation(ith, nth);
-  } catch (const std::bad_alloc&) {
-    failure_.Set(MakeError(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step"));
-  } catch (const std::exception& e) {
-    failure_.Set(MakeError(Code::kInternal, reasons::kInternal, "a step cannot be computed", e.what()));
+  } catch (...) {
+    failure_.Set(ErrorOf(std::current_exception()));
   }
 }
 
-Status Program::Run(int rows) {
-  for (const auto& [operation, work_per_row] : steps_) {
-    if (work_per_row > 0 && work_per_row * rows >= kWorthSharing) {
-      pool_.Run([this, &operation](int ith, int nth) { RunGuarded(operation, ith, nth); });
+size_t Program::RunToMeeting(size_t at, int rows) {
+  for (; at < steps_.size() && !steps_[at].meeting && !failure_.failed(); ++at) {
+    const Step& step = steps_[at];
+    if (step.work_per_row > 0 && step.work_per_row * rows >= kWorthSharing) {
+      pool_.Run([this, &step](int ith, int nth) { RunGuarded(step.operation, ith, nth); });
     } else {
-      RunGuarded(operation, 0, 1);
+      RunGuarded(step.operation, 0, 1);
     }
-    if (failure_.failed()) return Fail(failure_.error());
   }
-  return {};
+  return at;
+}
+
+Status Program::Run(int rows) {
+  waits_ = {};
+  for (size_t at = 0;; ++at) {
+    at = RunToMeeting(at, rows);
+    if (failure_.failed()) return Fail(failure_.error());
+    if (at == steps_.size()) return {};
+    const Time begin = Now();
+    Status met = steps_[at].meeting();
+    waits_.of(steps_[at].partners) += Now() - begin;
+    SHOAL_RETURN_IF_ERROR(met);
+  }
+}
+
+// One of the programs that run in turns.
+class Program::Turn {
+ public:
+  Turn(const Part& part, Courier& courier) : program_(*part.program), rows_(part.rows), courier_(courier) {
+    program_.waits_ = {};
+  }
+
+  bool meets() const { return meets_; }
+  // Comes back from its meeting, if it is in one, and computes up to the next, for which it sends the courier.
+  Status Take() {
+    if (meets_) SHOAL_RETURN_IF_ERROR(Return());
+    at_ = program_.RunToMeeting(at_, rows_);
+    if (program_.failure_.failed()) return Fail(program_.failure_.error());
+    if (at_ == program_.steps_.size()) return {};
+    courier_.Start(program_.steps_[at_].meeting);
+    meets_ = true;
+    return {};
+  }
+  Status Return() {
+    const Time begin = Now();
+    Status met = courier_.Await();
+    program_.waits_.of(program_.steps_[at_].partners) += Now() - begin;
+    meets_ = false;
+    ++at_;
+    return met;
+  }
+
+ private:
+  Program& program_;
+  const int rows_;
+  Courier& courier_;
+  size_t at_ = 0;
+  bool meets_ = false;
+};
+
+Status Program::RunInTurns(std::span<const Part> parts, Courier& courier, const std::function<void()>& give_up) {
+  SHOAL_CHECK(parts.size() <= Courier::kMost);
+  std::vector<Turn> turns;
+  for (const Part& part : parts) turns.emplace_back(part, courier);
+  Status status;
+  do {
+    for (Turn& turn : turns)
+      if (status) status = turn.Take();
+  } while (status && std::ranges::any_of(turns, &Turn::meets));
+  if (status) return {};
+  give_up();
+  for (Turn& turn : turns)
+    if (turn.meets()) (void)turn.Return();
+  return status;
 }
 
 }  // namespace shoal

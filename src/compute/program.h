@@ -1,18 +1,23 @@
-// What: a step's work as a list of operations, run one after the other. One whose work is worth it is shared out over the
-// rank's threads, the others are done by the calling thread (docs/decisions/0002).
+// What: a step's work as a list of operations and meetings, run one after the other. An operation whose work is worth it is
+// shared out over the rank's threads, the others are done by the calling thread (docs/decisions/0002). In a meeting nothing is
+// computed: programs that work on different rows can run in turns, so that one computes while others meet.
 // Owns: the operations; the threads are the caller's.
-// Threads: Run from one thread at a time. Inside an operation (ith, nth) share the work; all nth threads run it at once.
-// Fails: an operation reports failure in the StepFailure; those after it are then skipped. One that throws has failed: an
-// exception never leaves the thread it came up on.
-// Reads next: compute/forward.h.
+// Threads: Run from one thread at a time. Inside an operation (ith, nth) share the work; all nth threads run it at once. In
+// turns, a meeting runs on the courier's thread, beside operations of the other programs.
+// Fails: an operation reports failure in the StepFailure, a meeting returns it; those after it are then skipped. One that throws
+// has failed: an exception never leaves the thread it came up on.
+// Reads next: compute/forward.h, comm/courier.h.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/result.h"
+#include "comm/courier.h"
 #include "compute/thread_pool.h"
 
 namespace shoal {
@@ -40,27 +45,68 @@ enum class Workers {
   kAll,  // shared by all threads
 };
 
+// Whom a meeting is with.
+enum class Partners {
+  kStage,   // the ranks that have the same layers
+  kStages,  // the stages before and behind
+};
+
+// How long a step's meetings kept the calling thread from computing.
+struct StepWaits {
+  Nanos stage{};
+  Nanos stages{};
+  Nanos& of(Partners partners) { return partners == Partners::kStage ? stage : stages; }
+  StepWaits& operator+=(const StepWaits& other) {
+    stage += other.stage;
+    stages += other.stages;
+    return *this;
+  }
+};
+
 class Program {
  public:
   using Operation = std::function<void(int ith, int nth)>;
+  using Meeting = Courier::Errand;
   Program(ThreadPool& pool, StepFailure& failure) : pool_(pool), failure_(failure) {}
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
   // work_per_row: about how many multiplications a row of the step costs; little work is not shared out.
   void Add(Workers workers, Operation operation, int64_t work_per_row = 1 << 12);
+  void AddMeeting(Partners partners, Meeting meeting);
   Status Run(int rows);
+  // Of the last run.
+  const StepWaits& waits() const { return waits_; }
+
+  // Runs programs with the same meetings in turns:
+  //
+  //     computes   a ▓▓▓▓  b ▓▓▓▓  a ▓▓▓▓  b ▓▓▓▓ ...
+  //     courier            a ····  b ····  a ···· ...
+  //
+  // Whatever a program does before a meeting is done before those behind it begin what they do before theirs. Meetings come in
+  // this order on every rank. The first failure ends all; `give_up` then ends a meeting that is under way.
+  struct Part {
+    Program* program = nullptr;
+    int rows = 0;
+  };
+  static Status RunInTurns(std::span<const Part> parts, Courier& courier, const std::function<void()>& give_up);
 
  private:
   struct Step {
     Operation operation;
     int64_t work_per_row = 0;  // 0: one thread does it
+    Meeting meeting = {};      // instead of an operation
+    Partners partners = Partners::kStage;
   };
+  class Turn;
   void RunGuarded(const Operation& operation, int ith, int nth);
+  // From step `at` up to the next meeting, the end or a failure; where that is.
+  size_t RunToMeeting(size_t at, int rows);
 
   ThreadPool& pool_;
   StepFailure& failure_;
   std::vector<Step> steps_;
+  StepWaits waits_;
 };
 
 }  // namespace shoal

@@ -14,6 +14,7 @@ std::string ToString(const StepPlan& plan) {
     if (chunk.sample) text += "*";
     if (!chunk.draft.empty()) text += "?" + std::to_string(chunk.draft.size());
   }
+  if (plan.overlap) text += " overlap";
   return text;
 }
 

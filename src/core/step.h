@@ -49,6 +49,7 @@ struct StepPlan {
   std::vector<SequenceId> removed;  // forget these first (finished, cancelled, pre-empted)
   std::vector<SequenceStart> added;
   std::vector<SequenceChunk> chunks;
+  bool overlap = false;  // compute some rows while the sums of others travel; the same result
   int rows() const {
     int n = 0;
     for (const auto& chunk : chunks) n += chunk.rows();
@@ -79,7 +80,8 @@ struct StepResult {
   StepId step = 0;
   std::vector<SampledToken> tokens;
   std::vector<PromptLogprob> prompt;
-  int64_t compute_ns = 0;  // that the rank which says so spent computing, without waiting for other stages
+  int64_t compute_ns = 0;  // that the step took the rank which says so, without waiting for other stages
+  int64_t meeting_ns = 0;  // of these, in the meetings of its stage: it did not compute
 };
 
 // One line each, for logs and scenario tests.

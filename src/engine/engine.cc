@@ -28,6 +28,8 @@ constexpr Nanos kCheckEvery = std::chrono::milliseconds(200);
 SchedulerOptions OptionsFor(const ModelSpec& spec, const Tokenizer& tokenizer, const GroupInfo& group,
                             EngineOptions options) {
   const auto ends = tokenizer.end_tokens();
+  const std::vector<Stage> stages = StagesOf(group.plan);
+  const bool meets = std::ranges::any_of(stages, [](const Stage& stage) { return stage.ranks > 1; });
   return {.max_step_rows = options.max_step_rows,
           .max_sequences = options.max_sequences,
           .kv_blocks = group.plan.kv_blocks,
@@ -36,8 +38,9 @@ SchedulerOptions OptionsFor(const ModelSpec& spec, const Tokenizer& tokenizer, c
           .end_tokens = {ends.begin(), ends.end()},
           .prefix_cache = options.prefix_cache,
           .max_draft = options.speculate ? kMostGuesses : 0,
-          .steps_at_once = static_cast<int>(StagesOf(group.plan).size()),
-          .mixed_rows = options.mixed_rows};
+          .steps_at_once = static_cast<int>(stages.size()),
+          .mixed_rows = options.mixed_rows,
+          .overlap = meets ? options.overlap : Overlap::kOff};
 }
 
 // One thread owns the scheduler and the replies. A turn of its loop:
@@ -321,6 +324,7 @@ void ServingEngine::Publish() {
   stats.accepted_tokens = counts.accepted_tokens;
   stats.preemptions = counts.preemptions;
   stats.steps = counts.steps;
+  stats.steps_overlapped = counts.steps_overlapped;
   std::copy(std::begin(finished_), std::end(finished_), std::begin(stats.finished));
   std::ranges::copy(group_->busy_ns(), stats.rank_busy_ns.begin());
   std::lock_guard lock(mutex_);

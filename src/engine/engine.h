@@ -17,6 +17,7 @@
 #include "base/result.h"
 #include "core/limits.h"
 #include "core/model_spec.h"
+#include "core/overlap.h"
 #include "core/request.h"
 #include "engine/group.h"
 #include "model/tokenizer.h"
@@ -64,16 +65,18 @@ struct EngineStats {
   uint64_t accepted_tokens = 0;  // guesses that were right: tokens that cost no step of their own
   uint64_t preemptions = 0;
   uint64_t steps = 0;
+  uint64_t steps_overlapped = 0;                          // of these, computed in parts
   uint64_t finished[4] = {};                              // by FinishReason
-  std::array<int64_t, limits::kMaxRanks> rank_busy_ns{};  // how long each rank has computed
+  std::array<int64_t, limits::kMaxRanks> rank_busy_ns{};  // how long each rank has computed, without waiting for others
 };
 
 struct EngineOptions {
-  int max_step_rows = 256;   // token budget of one step
-  int max_sequences = 64;    // running at once
-  bool prefix_cache = true;  // shared prefixes are computed once
-  bool speculate = true;     // guess tokens from a sequence's own history where that pays
-  int mixed_rows = -1;       // most prompt rows in a step of decoding sequences; -1 = by measured time, 0 = all
+  int max_step_rows = 256;           // token budget of one step
+  int max_sequences = 64;            // running at once
+  bool prefix_cache = true;          // shared prefixes are computed once
+  bool speculate = true;             // guess tokens from a sequence's own history where that pays
+  int mixed_rows = -1;               // most prompt rows in a step of decoding sequences; -1 = by measured time, 0 = all
+  Overlap overlap = Overlap::kAuto;  // parts of big steps compute and meet in turns; only where ranks share layers
 };
 
 class Engine {

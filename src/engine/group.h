@@ -40,7 +40,7 @@ class Group {
   virtual Result<StepResult> Wait(Deadline deadline) = 0;
   // Between steps, every now and then: whether all ranks are still there. Does not wait for them.
   virtual Status Check() { return {}; }
-  // [rank]: how long each has computed since the start, in all; empty: not known.
+  // [rank]: how long each has computed since the start, in all, without waiting for others; empty: not known.
   virtual std::span<const int64_t> busy_ns() const { return {}; }
   virtual const GroupInfo& info() const = 0;
 };

@@ -46,7 +46,7 @@ class LoneGroup : public Group {
   Result<StepResult> Wait(Deadline deadline) override {
     SHOAL_CHECK(plan_.has_value());
     auto result = seat_.Execute(*std::exchange(plan_, std::nullopt), deadline);
-    if (result) busy_ns_ += result->compute_ns;
+    if (result) busy_ns_ += result->compute_ns - result->meeting_ns;
     return result;
   }
 

@@ -32,14 +32,32 @@ class LocalGroupTest : public ::testing::Test {
   }
   static ShardPlan Plan(std::vector<RankShare> ranks) { return {std::move(ranks), 200, {}}; }
 
+  // Has every step computed in parts.
+  class Overlapping : public Group {
+   public:
+    explicit Overlapping(std::unique_ptr<Group> under) : under_(std::move(under)) {}
+    Status Start(const StepPlan& plan) override {
+      StepPlan cut = plan;
+      cut.overlap = true;
+      return under_->Start(cut);
+    }
+    Result<StepResult> Wait(Deadline deadline) override { return under_->Wait(deadline); }
+    const GroupInfo& info() const override { return under_->info(); }
+
+   private:
+    std::unique_ptr<Group> under_;
+  };
+
   // Eight requests at once, some sampled, one with a prompt longer than a step.
-  std::vector<Answer> Serve(const ShardPlan& plan, EngineOptions options) {
-    auto group = LoadLocalGroup(spec_, source_, plan, 1);
-    EXPECT_TRUE(group.has_value()) << ToString(group.error());
-    if (!group) return {};
+  std::vector<Answer> Serve(const ShardPlan& plan, EngineOptions options, bool overlap = false) {
+    auto loaded = LoadLocalGroup(spec_, source_, plan, 1);
+    EXPECT_TRUE(loaded.has_value()) << ToString(loaded.error());
+    if (!loaded) return {};
+    std::unique_ptr<Group> group = *std::move(loaded);
+    if (overlap) group = std::make_unique<Overlapping>(std::move(group));
     std::vector<Answer> answers(8);
     BoundedQueue<bool> ends(answers.size());
-    const auto engine = Engine::Start(spec_, tokenizer_, *std::move(group), options);
+    const auto engine = Engine::Start(spec_, tokenizer_, std::move(group), options);
     for (size_t i = 0; i < answers.size(); ++i) {
       Request request;
       request.id = "r" + std::to_string(i);
@@ -91,6 +109,7 @@ TEST_F(LocalGroupTest, StagesAndSharesChangeNoBit) {
         const EngineOptions options{
             .max_step_rows = rows, .max_sequences = rows == 3 ? 3 : 8, .prefix_cache = true, .speculate = speculate};
         EXPECT_EQ(Serve(plan, options), wanted) << ToString(plan) << " rows " << rows << " speculate " << speculate;
+        EXPECT_EQ(Serve(plan, options, true), wanted) << ToString(plan) << " rows " << rows << " in parts";
       }
 }
 

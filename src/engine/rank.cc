@@ -151,9 +151,11 @@ Result<StepResult> Rank::Execute(const StepPlan& plan) {
   SHOAL_RETURN_IF_ERROR(LayOut(plan));
   if (tokens_.empty()) return result;
   const Time begin = Now();
-  SHOAL_ASSIGN(const auto logits, executor_->Forward({tokens_, segments_, logit_rows_}));
+  SHOAL_ASSIGN(const auto logits, executor_->Forward({tokens_, segments_, logit_rows_, plan.overlap}));
   if (draws_) Draw(plan, logits, result);
-  result.compute_ns = (Now() - begin - executor_->waited()).count();
+  const StepWaits waits = executor_->waits();
+  result.compute_ns = (Now() - begin - waits.stages).count();
+  result.meeting_ns = waits.stage.count();
   return result;
 }
 

@@ -155,7 +155,7 @@ class RemoteGroup : public Group {
     if (!message->has_step_result()) return {};
     auto result = DecodeStepResult(message->step_result());
     if (!result) return Lose(member, result.error());
-    busy_ns_[r] += result->compute_ns;
+    busy_ns_[r] += result->compute_ns - result->meeting_ns;
     answered_[r] = result->step;
     if (r != drawing_) return {};
     if (under_way_.empty() || result->step != under_way_.front()) return {};

@@ -185,6 +185,7 @@ Result<ShardPlan> DecodeShardPlan(const wire::ShardPlan& from) {
 
 void EncodeStep(const StepPlan& plan, wire::Step* to) {
   to->set_step(plan.step);
+  to->set_overlap(plan.overlap);
   to->mutable_removed()->Assign(plan.removed.begin(), plan.removed.end());
   for (const SequenceStart& start : plan.added) {
     auto* made = to->add_added();
@@ -253,6 +254,7 @@ Result<StepPlan> DecodeStep(const wire::Step& from) {
   if (from.chunks_size() > limits::kMaxStepSequences) return Bad("step: too many chunks");
   StepPlan plan;
   plan.step = from.step();
+  plan.overlap = from.overlap();
   plan.removed.assign(from.removed().begin(), from.removed().end());
   for (const auto& start : from.added()) {
     SHOAL_ASSIGN(auto decoded, DecodeStart(start));
@@ -286,7 +288,9 @@ void EncodeStepResult(const StepResult& result, wire::StepResult* to) {
     made->mutable_chosen()->set_logprob(entry.chosen.logprob);
     EncodeTop(entry.top, made->mutable_top());
   }
-  to->set_compute_ns(static_cast<uint64_t>(std::max<int64_t>(result.compute_ns, 0)));
+  const int64_t compute_ns = std::max<int64_t>(result.compute_ns, 0);
+  to->set_compute_ns(static_cast<uint64_t>(compute_ns));
+  to->set_meeting_ns(static_cast<uint64_t>(std::clamp<int64_t>(result.meeting_ns, 0, compute_ns)));
 }
 
 Result<StepResult> DecodeStepResult(const wire::StepResult& from) {
@@ -294,9 +298,11 @@ Result<StepResult> DecodeStepResult(const wire::StepResult& from) {
   if (from.prompt_size() > limits::kMaxStepRows) return Bad("result: too many prompt tokens");
   if (from.compute_ns() > static_cast<uint64_t>(std::chrono::nanoseconds(limits::kStepTimeout).count()))
     return Bad("compute_ns");
+  if (from.meeting_ns() > from.compute_ns()) return Bad("meeting_ns");
   StepResult result;
   result.step = from.step();
   result.compute_ns = static_cast<int64_t>(from.compute_ns());
+  result.meeting_ns = static_cast<int64_t>(from.meeting_ns());
   for (const auto& token : from.tokens()) {
     const auto position = Count(token.position(), limits::kMaxContext);
     if (!position || !IsToken(token.token()) || std::isnan(token.logprob())) return Bad("a sampled token");

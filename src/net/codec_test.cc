@@ -54,6 +54,7 @@ StepResult SomeResult() {
       {10, 8, 0, 0, {}, {}, MakeError(Code::kInternal, reasons::kModelProducedNan, "NaN", "row 3")});
   result.prompt.push_back({9, 2, {4, -3.25f}, {{5, -1.0f}}});
   result.compute_ns = 123456789;
+  result.meeting_ns = 23456789;
   return result;
 }
 
@@ -77,10 +78,13 @@ Message ThroughBytes(const Message& message) {
 }
 
 TEST(Codec, StepsRoundTrip) {
-  const StepPlan plan = SomePlan();
+  StepPlan plan = SomePlan();
+  EXPECT_FALSE(DecodeStep(ThroughBytes(Encoded(plan)))->overlap);
+  plan.overlap = true;
   const auto back = DecodeStep(ThroughBytes(Encoded(plan)));
   ASSERT_TRUE(back.has_value()) << ToString(back.error());
   EXPECT_EQ(ToString(*back), ToString(plan));
+  EXPECT_TRUE(back->overlap);
   EXPECT_EQ(back->removed, plan.removed);
   EXPECT_EQ(back->added[0].tokens, plan.added[0].tokens);
   EXPECT_EQ(back->added[0].prompt_length, 3);
@@ -108,6 +112,7 @@ TEST(Codec, ResultsRoundTripBitForBit) {
   EXPECT_EQ(ToString(*back->tokens[1].error), ToString(*result.tokens[1].error));
   EXPECT_EQ(back->prompt[0].chosen, result.prompt[0].chosen);
   EXPECT_EQ(back->compute_ns, result.compute_ns);
+  EXPECT_EQ(back->meeting_ns, result.meeting_ns);
 }
 
 TEST(Codec, ShardPlansRoundTrip) {
@@ -267,6 +272,7 @@ TEST(Codec, HostileResultsAreRefused) {
       },
       [&](auto& r) { r.mutable_prompt(0)->mutable_chosen()->set_logprob(nan); },
       [](auto& r) { r.set_compute_ns(1ull << 63); },
+      [](auto& r) { r.set_meeting_ns(r.compute_ns() + 1); },
   };
   for (size_t i = 0; i < changes.size(); ++i) {
     wire::StepResult result = Encoded(SomeResult());

@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "core/limits.h"
+#include "core/overlap.h"
 #include "core/request.h"
 
 namespace shoal {
@@ -23,6 +24,8 @@ struct SchedulerOptions {
   int max_draft = 0;                     // most tokens proposed for one sequence in one step; 0 = no speculation
   int steps_at_once = 1;                 // in flight: the stages of the group
   int mixed_rows = 0;                    // most prompt rows beside decoding sequences; 0 = all, -1 = by measured time
+
+  Overlap overlap = Overlap::kOff;  // whether big steps are computed in parts; kOff where ranks have nothing to add
 
   // Most tokens of one sequence: the context, or the whole pool where that is smaller.
   int sequence_limit() const {

@@ -29,7 +29,10 @@ std::unexpected<Error> BadResult(StepId step, std::string what) {
 }  // namespace
 
 Scheduler::Scheduler(SchedulerOptions options)
-    : options_(Bounded(std::move(options))), pool_(options_.kv_blocks), cache_(options_.kv_blocks) {}
+    : options_(Bounded(std::move(options))),
+      pool_(options_.kv_blocks),
+      cache_(options_.kv_blocks),
+      overlap_(options_.overlap) {}
 
 Result<SequenceId> Scheduler::Add(Request request) {
   SHOAL_RETURN_IF_ERROR(CheckRequest(request, options_));
@@ -69,7 +72,9 @@ Decision Scheduler::Schedule() {
   ++last_step_;
   ++counts_.steps;
   decision.plan.removed = std::exchange(removed_, {});
-  in_flight_.push_back({decision.plan.step, decision.plan.chunks});
+  decision.plan.overlap = overlap_.Choose(decision.plan.rows());
+  counts_.steps_overlapped += decision.plan.overlap;
+  in_flight_.push_back({decision.plan.step, decision.plan.chunks, decision.plan.overlap});
   return decision;
 }
 
@@ -173,6 +178,7 @@ void Scheduler::Reset() {
   in_flight_.clear();
   removed_.clear();
   last_step_ = 0;
+  overlap_ = OverlapChoice(options_.overlap);  // other machines, other links
 }
 
 int Scheduler::Promised() const {
@@ -362,14 +368,15 @@ void Scheduler::CountRows(const SequenceChunk& chunk, Sequence& sequence) {
   sequence.computed_before = std::max(sequence.computed_before, sequence.computed);
 }
 
-void Scheduler::CountStep(const StepInFlight& step, int64_t compute_ns) {
+void Scheduler::CountStep(const StepInFlight& step, const StepResult& result) {
   int rows = 0;
   bool decodes = true;
   for (const SequenceChunk& chunk : step.chunks) {
     rows += chunk.rows();
     decodes &= chunk.sample && chunk.count == 1;
   }
-  (decodes ? decode_cost_ : mixed_cost_).Observe(rows, compute_ns);
+  (decodes ? decode_cost_ : mixed_cost_).Observe(rows, result.compute_ns);
+  overlap_.Observe(rows, step.overlap, result.compute_ns, result.meeting_ns);
 }
 
 Result<Applied> Scheduler::Apply(const StepResult& result) {
@@ -378,7 +385,7 @@ Result<Applied> Scheduler::Apply(const StepResult& result) {
   SHOAL_RETURN_IF_ERROR(CheckResult(in_flight_.front(), result, by_chunk));
   const StepInFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  CountStep(step, result.compute_ns);
+  CountStep(step, result);
 
   Applied applied;
   for (size_t i = 0; i < step.chunks.size(); ++i) {

@@ -35,6 +35,8 @@
 // for a long prompt: at most so many rows more than the decoding sequences have; measured (-1): as many as keep the step within
 // twice the time of one without them, by the compute_ns of earlier results. Each running sequence still moves in each step.
 //
+// With overlap, big steps are computed in parts where that was measured to pay (sched/overlap.h).
+//
 // Several steps may be in flight (steps_at_once): Schedule takes only so many sequences that each of the steps gets its part of
 // them, and leaves alone what is in flight. Only where a step would be empty, the next rows of a prompt follow those that are still
 // in flight (stages compute steps in order), so that a single prompt keeps all stages of a pipeline busy; it is cut in pieces for
@@ -64,6 +66,7 @@
 #include "sched/admission.h"
 #include "sched/block_pool.h"
 #include "sched/draft.h"
+#include "sched/overlap.h"
 #include "sched/prefix_cache.h"
 #include "sched/step_cost.h"
 
@@ -110,7 +113,8 @@ struct SchedulerStats {
   uint64_t proposed_tokens = 0;  // by drafts, and how many of these were drawn
   uint64_t accepted_tokens = 0;
   uint64_t preemptions = 0;
-  uint64_t steps = 0;  // scheduled
+  uint64_t steps = 0;             // scheduled
+  uint64_t steps_overlapped = 0;  // of these, in parts
 };
 
 class Scheduler {
@@ -173,6 +177,7 @@ class Scheduler {
   struct StepInFlight {
     StepId step = 0;
     std::vector<SequenceChunk> chunks;
+    bool overlap = false;
   };
   using Line = std::map<SequenceId, Sequence*>;  // arrival order
 
@@ -199,7 +204,7 @@ class Scheduler {
   void Remember(Sequence& sequence);
   void TellBlocks(Sequence& sequence, SequenceChunk& chunk);
   void CountRows(const SequenceChunk& chunk, Sequence& sequence);
-  void CountStep(const StepInFlight& step, int64_t compute_ns);
+  void CountStep(const StepInFlight& step, const StepResult& result);
   bool WantsPromptLogprobs(const Sequence& sequence) const;
   void PlanRows(SequenceId id, Sequence& sequence, int count, Decision& decision);
   void TakeTokens(const SequenceChunk& chunk, std::span<const SampledToken> tokens, const StepResult& result,
@@ -226,6 +231,7 @@ class Scheduler {
   SchedulerStats counts_;
   StepCost decode_cost_;  // of steps whose rows all draw
   StepCost mixed_cost_;   // of steps with prompt rows
+  OverlapChoice overlap_;
 };
 
 }  // namespace shoal

@@ -152,5 +152,29 @@ TEST(Scheduler, ALongLineIsCheap) {
   EXPECT_EQ(scheduler.Check(), std::nullopt);
 }
 
+TEST(Scheduler, BigStepsAreComputedInPartsOnceThatPays) {
+  SchedulerOptions options = Options();
+  options.max_step_rows = 128;
+  options.kv_blocks = 100;
+  options.context = 1600;
+  options.overlap = Overlap::kAuto;
+  Scheduler scheduler(options);
+  std::string steps;
+  ASSERT_TRUE(scheduler.Add(Ask(9 * 128, 1)));
+  for (int reset = 0; reset < 2; ++reset) {
+    for (int step = 0; step < 8; ++step) {
+      const StepPlan plan = scheduler.Schedule().plan;
+      steps += plan.overlap ? 'P' : '.';
+      StepResult result = Answer(plan.step);
+      result.compute_ns = plan.rows() * (plan.overlap ? 700 : 1000);
+      result.meeting_ns = plan.rows() * (plan.overlap ? 20 : 300);
+      ASSERT_TRUE(scheduler.Apply(result));
+    }
+    scheduler.Reset();
+    steps += ' ';
+  }
+  EXPECT_EQ(steps, ".P..PPPP .P..PPPP ");
+}
+
 }  // namespace
 }  // namespace shoal

@@ -54,6 +54,7 @@ class EngineFigures : public prometheus::Collectable {
     counter("shoal_tokens_accepted_total", "Guesses that were right", stats.accepted_tokens);
     counter("shoal_preemptions_total", "Sequences put back to wait for KV blocks", stats.preemptions);
     counter("shoal_steps_total", "Steps of the group", stats.steps);
+    counter("shoal_steps_overlapped_total", "Steps computed in parts, one while others met", stats.steps_overlapped);
     gauge("shoal_requests_running", "Sequences in the running batch", stats.running);
     gauge("shoal_requests_waiting", "Sequences waiting for a place in the batch", stats.waiting);
     gauge("shoal_kv_blocks_total", "KV blocks of the pool", stats.kv_blocks);

@@ -43,6 +43,24 @@ def case_of(path, *cache):
     return check
 
 
+IN_PARTS = [["--workers", "2"], ["--workers", "3", "--step-rows", "100", "--threads", "2"], ["--workers", "4", "--stages", "2"]]
+
+
+def steps_in_parts_of(path):
+    """A prompt long enough for steps that are computed in parts."""
+    def check():
+        arguments = ["run", path, "-p", " ".join(3 * [PROMPT]), "-n", "8", "--ignore-eos", *GREEDY]
+        alone = run_json(*arguments, *PLAIN, "--threads", "1")
+        assert len(alone["prompt_ids"]) > 100, len(alone["prompt_ids"])
+        for extra in IN_PARTS:
+            for overlap in ("on", "auto"):
+                other = run_json(*arguments, "--overlap", overlap, *(extra if "--threads" in extra else [*extra, "--threads", "1"]))
+                assert other["ids"] == alone["ids"], f"{extra} {overlap}: ids differ"
+                assert other["logits_sha256"] == alone["logits_sha256"], f"{extra} {overlap}: logits differ"
+    check.__name__ = f"{path.name} in parts"
+    return check
+
+
 def a_known_beginning_changes_nothing(*cache):
     """Served twice, and after one with the same beginning: the second time from the prefix cache."""
     path = SHARED / MODELS[1] if (SHARED / MODELS[1]).exists() else any_model("no such reference")
@@ -71,5 +89,6 @@ if __name__ == "__main__":
     main([a_known_beginning_changes_nothing, a_known_beginning_changes_nothing_in_q8_0,
           a_known_beginning_changes_nothing_in_f32]
          + [case_of(SHARED / model) for model in MODELS if (SHARED / model).exists()] + [case_of(made)]
+         + [steps_in_parts_of(SHARED / model) for model in MODELS[1:2] if (SHARED / model).exists()] + [steps_in_parts_of(made)]
          + [case_of(SHARED / model, *Q8_0) for model in MODELS[1:3] if (SHARED / model).exists()] + [case_of(made, *Q8_0)]
          + [case_of(SHARED / model, *F32) for model in MODELS[2:3] if (SHARED / model).exists()] + [case_of(made, *F32)])

@@ -115,6 +115,29 @@ def killed_in_midstream(victim, *flags):
     return check
 
 
+def killed_in_a_prompt(victim, *flags):
+    """While the sums of some rows wait for the worker and others are computed."""
+    def check():
+        with Server(MODEL, "--workers", "2", "--overlap", "on", *flags) as server:
+            server.complete(prompt="Once upon a time", max_tokens=2)
+            pid = workers_of(server)[victim]
+            os.kill(pid, signal.SIGSTOP)
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                waits = pool.submit(server.request, "POST", "/v1/completions", dict(prompt="Once upon a time " * 60, max_tokens=2))
+                deadline = time.monotonic() + 30
+                while "shoal_requests_running 1" not in server.request("GET", "/metrics")[1]:
+                    assert time.monotonic() < deadline, "the request does not run"
+                    time.sleep(0.001)
+                kill(pid)
+                status, text = waits.result(timeout=60)  # half of a step's deadline
+            assert status in (500, 503), (status, text)
+            health_becomes_503(server, 30)
+            ends_by_itself(server)
+            assert f"worker {victim}" in server.text, server.text
+    check.__name__ = "_".join(["killed_in_a_prompt", victim, *flags])
+    return check
+
+
 def an_idle_cluster_costs_nothing():
     with Server(MODEL, "--workers", "2") as server:
         server.complete(prompt="Once upon a time", max_tokens=4)
@@ -132,4 +155,5 @@ def an_idle_cluster_costs_nothing():
 if __name__ == "__main__":
     main([an_idle_group_notices, killed_in_midstream("local-0"), killed_in_midstream("local-1"),
           killed_in_midstream("local-0", "--stages", "2"), killed_in_midstream("local-1", "--stages", "2"),
+          killed_in_a_prompt("local-0"), killed_in_a_prompt("local-1"),
           an_idle_cluster_costs_nothing])

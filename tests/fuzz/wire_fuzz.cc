@@ -67,6 +67,7 @@ std::string Seed(unsigned choice) {
       plan.added.push_back({2, {1, 5, 6}, 2, {}, {2}});
       plan.added[0].sampling.logit_bias = {{1, 0.5f}};
       plan.chunks.push_back({2, 0, 3, {0}, true});
+      plan.overlap = true;
       EncodeStep(plan, message.mutable_step());
       break;
     }
@@ -75,6 +76,8 @@ std::string Seed(unsigned choice) {
       result.step = 3;
       result.tokens.push_back({2, 3, 7, -1.0f, {{7, -1.0f}}, {0.5f, 1.5f}, Error{}});
       result.prompt.push_back({2, 1, {5, -2.0f}, {{5, -2.0f}}});
+      result.compute_ns = 5;
+      result.meeting_ns = 3;
       EncodeStepResult(result, message.mutable_step_result());
       break;
     }
