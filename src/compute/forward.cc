@@ -14,6 +14,9 @@ namespace {
 
 size_t Size(int64_t n) { return static_cast<size_t>(n); }
 
+// What an element costs, in multiplications of a product (Program::Add): about 0.4 ns, 0.4 ns and 0.2 ns against 0.025 ns.
+constexpr int64_t kQuantiseWork = 16, kActivateWork = 16, kNormWork = 8;
+
 float* Row(const AlignedBuffer& buffer, int64_t row, int64_t width) { return buffer.floats() + Size(row * width); }
 
 }  // namespace
@@ -143,23 +146,29 @@ Status Forward::PassRows(bool receive) {
 
 void Forward::AddNorm(Program& program, Workers row, const NormWeights& norm, const AlignedBuffer& in,
                       AlignedBuffer& out) {
-  program.Add(row, [this, &norm, &in, &out](int ith, int nth) {
-    const int64_t n = spec_.n_embd;
-    const auto part = PartOf(step_.rows, ith, nth);
-    for (int64_t r = part.first; r < part.last; ++r)
-      vec::Norm(spec_.norm, Row(in, r, n), norm.weight_or_null(), norm.bias_or_null(), spec_.norm_eps, Size(n),
-                Row(out, r, n));
-  });
+  program.Add(
+      row,
+      [this, &norm, &in, &out](int ith, int nth) {
+        const int64_t n = spec_.n_embd;
+        const auto part = PartOf(step_.rows, ith, nth);
+        for (int64_t r = part.first; r < part.last; ++r)
+          vec::Norm(spec_.norm, Row(in, r, n), norm.weight_or_null(), norm.bias_or_null(), spec_.norm_eps, Size(n),
+                    Row(out, r, n));
+      },
+      kNormWork * spec_.n_embd);
 }
 
 void Forward::AddPrepare(Program& program, Workers row, KindSet kinds, const kernels::KLayout& layout,
                          const AlignedBuffer& in, PreparedInput& out) {
   for (int kind = 0; kind < 2; ++kind) {
     if (!kinds.of[kind]) continue;
-    program.Add(row, [this, kind, layout, &in, &out](int ith, int nth) {
-      kernels::Prepare(static_cast<kernels::ActivationKind>(kind), layout, in.floats(), layout.columns(), step_.rows,
-                       out.of[kind].bytes(), ith, nth);
-    });
+    program.Add(
+        row,
+        [this, kind, layout, &in, &out](int ith, int nth) {
+          kernels::Prepare(static_cast<kernels::ActivationKind>(kind), layout, in.floats(), layout.columns(),
+                           step_.rows, out.of[kind].bytes(), ith, nth);
+        },
+        kQuantiseWork * layout.columns());
   }
 }
 
@@ -245,18 +254,21 @@ void Forward::AddGatedFfn(Program& program, Workers row, const LinearWeights& ga
           multiply(up, up_);
         },
         2 * columns * spec_.n_embd);
-    program.Add(row, [this, columns, &gate, &up](int ith, int nth) {
-      const auto part = PartOf(step_.rows, ith, nth);
-      for (int64_t r = part.first; r < part.last; ++r) {
-        float* g = Row(gate_, r, columns);
-        float* u = Row(up_, r, columns);
-        if (!gate.bias.empty()) vec::Add(g, gate.bias.data(), Size(columns));
-        if (!up.bias.empty()) vec::Add(u, up.bias.data(), Size(columns));
-        // Without a gate the activation is applied to `up` itself.
-        gate.matrix ? vec::Activate(spec_.activation, g, u, Size(columns))
-                    : vec::Activate(spec_.activation, u, nullptr, Size(columns));
-      }
-    });
+    program.Add(
+        row,
+        [this, columns, &gate, &up](int ith, int nth) {
+          const auto part = PartOf(step_.rows, ith, nth);
+          for (int64_t r = part.first; r < part.last; ++r) {
+            float* g = Row(gate_, r, columns);
+            float* u = Row(up_, r, columns);
+            if (!gate.bias.empty()) vec::Add(g, gate.bias.data(), Size(columns));
+            if (!up.bias.empty()) vec::Add(u, up.bias.data(), Size(columns));
+            // Without a gate the activation is applied to `up` itself.
+            gate.matrix ? vec::Activate(spec_.activation, g, u, Size(columns))
+                        : vec::Activate(spec_.activation, u, nullptr, Size(columns));
+          }
+        },
+        kActivateWork * columns);
     KindSet kinds;
     kinds.Add(down.matrix);
     AddPrepare(program, row, kinds, layout, gate.matrix ? gate_ : up_, prepared_ffn_);
