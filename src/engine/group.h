@@ -1,8 +1,8 @@
 // What: a group of ranks that together hold one replica of the model, as the engine sees it: a plan goes in, a result comes
 // out. Back ends: in this process (engine/local_group), worker processes (engine/remote_group), pretend (sim/pretend_group).
 // Threads: one thread (the engine's) calls Start and Wait, and Check while no step is under way.
-// Limits: as many steps at once as the plan has stages; a sequence is in two of them only while its prompt is computed. Results
-// come in the order of the starts.
+// Limits: as many steps at once as the plan has stages; a sequence is in more than one of them only while its known tokens
+// are computed. Results come in the order of the starts.
 // Fails: after an error the group is closed for good.
 #pragma once
 

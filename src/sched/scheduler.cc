@@ -101,10 +101,10 @@ int Scheduler::SequenceBudget() const {
 
 int Scheduler::PieceRows(const Sequence& sequence) const {
   if (Active() >= options_.steps_at_once) return options_.max_step_rows;
-  // The first piece passes the stages alone, as does the last: two for each stage leave them idle a quarter of the time or less.
-  // Smaller ones than kLeast would read the weights more often than pays.
+  // The first piece passes the stages alone, as does the last: the more there are, the less the stages wait. Smaller ones than
+  // kLeast would read the weights more often than pays.
   constexpr int kLeast = 64;
-  return std::max(kLeast, CeilDiv(sequence.total(), 2 * options_.steps_at_once));
+  return std::max(kLeast, CeilDiv(sequence.total() - sequence.found, 2 * options_.steps_at_once));
 }
 
 void Scheduler::RunningPass(Decision& decision, int& rows, int most) {
@@ -159,7 +159,7 @@ void Scheduler::LetGo(SequenceId id, Sequence& sequence) {
   sequence.told = 0;
   sequence.remembered = 0;
   sequence.place = {};
-  sequence.computed = sequence.planned = 0;
+  sequence.computed = sequence.planned = sequence.found = 0;
   if (std::exchange(sequence.held, false)) removed_.push_back(id);
 }
 
@@ -203,7 +203,7 @@ void Scheduler::Begin(Sequence& sequence, PrefixCache::Match prefix) {
   sequence.blocks = std::move(prefix.blocks);
   sequence.remembered = static_cast<int>(sequence.blocks.size());
   sequence.place = prefix.end;
-  sequence.computed = sequence.planned = sequence.remembered * limits::kBlockTokens;
+  sequence.computed = sequence.planned = sequence.found = sequence.remembered * limits::kBlockTokens;
   counts_.cached_tokens += static_cast<uint64_t>(sequence.computed);
   if (sequence.computed_before == 0) sequence.cached_prompt = std::min(sequence.computed, sequence.prompt_length);
   sequence.computed_before = std::max(sequence.computed_before, sequence.computed);

@@ -124,7 +124,7 @@ class Scheduler {
   // The request joins the end of the waiting line. Ids ascend in arrival order, from 1.
   Result<SequenceId> Add(Request request);
   // Ends a sequence from outside (Cancel: kCancelled). It computes nothing any more and is reported as
-  // finished by the next Schedule, or, where its step is in flight, by the Apply of that step, whose token is
+  // finished by the next Schedule, or, where steps of it are in flight, by the Apply of the last, whose token is
   // dropped. The first reason counts. False: no such sequence.
   bool Cancel(SequenceId id) { return Finish(id, FinishReason::kCancelled); }
   bool Finish(SequenceId id, FinishReason reason);
@@ -158,6 +158,7 @@ class Scheduler {
     int prompt_length = 0;
     int computed = 0;         // rows whose K and V lie in the blocks
     int planned = 0;          // and those that are in flight
+    int found = 0;            // rows that were there when it was last admitted
     int computed_before = 0;  // most rows ever computed: what lies below is recomputation
     std::vector<BlockId> blocks;
     size_t told = 0;           // the first blocks, which the ranks know
