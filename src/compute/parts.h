@@ -23,6 +23,9 @@ struct RowPart {
   RowBatch batch() const { return {tokens, segments, logit_rows}; }
 };
 
+// Whether a step is one in parts.
+inline bool InParts(const RowBatch& batch) { return batch.overlap && batch.tokens.size() > 1; }
+
 // Rows of each part, two parts at least: whole groups of the kernels' but for the last, where there are as many.
 std::vector<int> PartRows(int rows);
 
