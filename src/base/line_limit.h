@@ -1,6 +1,9 @@
 // What: how often one kind of line may be logged, where foreigners decide how often there is a reason to.
 // Pure: the time is an argument.
-// Threads: the caller's lock.
+// Owns: two numbers. Threads: the caller's lock.
+// Limits: one kind of line each.
+// Fails: never.
+// Reads next: base/log.h.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +28,6 @@ class LineLimit {
     last_ = now;
     return std::exchange(left_out_, 0);
   }
-  // Since the last line.
-  uint64_t left_out() const { return left_out_; }
 
  private:
   const Nanos every_;

@@ -5,8 +5,21 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "core/reasons.h"
 
 namespace shoal {
+namespace {
+
+// An exception, of an errand that had not even enough memory to say what failed, must not end the thread.
+Status Do(const Courier::Errand& errand) {
+  try {
+    return errand();
+  } catch (...) {
+    return Fail(Code::kResourceExhausted, reasons::kOutOfMemory, {});  // a text could throw again
+  }
+}
+
+}  // namespace
 
 Courier::Courier() {
   try {
@@ -28,7 +41,7 @@ Courier::~Courier() {
 void Courier::Start(const Errand& errand) {
   const bool alone = !thread_.joinable();
   Status outcome;
-  if (alone) outcome = errand();
+  if (alone) outcome = Do(errand);
   {
     std::lock_guard lock(mutex_);
     SHOAL_CHECK(started_ - awaited_ < kMost);
@@ -54,7 +67,7 @@ void Courier::Work() {
     if (finished_ == started_) return;
     const Errand& errand = *errands_[finished_ % kMost];
     lock.unlock();
-    Status outcome = errand();
+    Status outcome = Do(errand);
     lock.lock();
     outcomes_[finished_ % kMost] = std::move(outcome);
     ++finished_;

@@ -4,12 +4,13 @@
 // Threads: one calls Start and Await. Meanwhile nobody else uses what an errand uses: a collective has one user at a time.
 // Limits: kMost errands given and not awaited.
 // Fails: as the errand does. One that fails does not keep the next from being tried: a collective that has failed refuses.
-// An errand must not throw.
+// One that throws has failed, with kOutOfMemory and no more words.
 // Reads next: comm/collective.h, compute/program.h.
 #pragma once
 
 #include <array>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <future>
+#include <new>
 #include <vector>
 
 #include "comm/local.h"
@@ -59,12 +60,27 @@ TEST(Courier, WhatWasGivenIsDoneBeforeItEnds) {
   EXPECT_EQ(done, Courier::kMost);
 }
 
+TEST(Courier, AnErrandThatThrowsHasFailedAndTheNextIsDone) {
+  Courier courier;
+  const Courier::Errand throws = []() -> Status { throw std::bad_alloc(); };
+  const Courier::Errand good = [] { return Status{}; };
+  courier.Start(throws);
+  courier.Start(good);
+  EXPECT_EQ(courier.Await().error().reason, reasons::kOutOfMemory);
+  EXPECT_TRUE(courier.Await());
+}
+
 TEST(Courier, AMeetingThatNobodyElseComesToEndsWhenTheCollectiveIsClosed) {
   auto links = MakeLocalGroup(2);
   links[0]->SetDeadline({Time::max()});
   Courier courier;
-  const Courier::Errand meet = [&] { return links[0]->Barrier(); };
+  std::promise<void> comes;
+  const Courier::Errand meet = [&] {
+    comes.set_value();
+    return links[0]->Barrier();
+  };
   courier.Start(meet);
+  comes.get_future().wait();
   links[0]->Close();
   EXPECT_EQ(courier.Await().error().reason, reasons::kGroupClosed);
 }

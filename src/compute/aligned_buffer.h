@@ -1,6 +1,9 @@
 // What: memory aligned for vectors; not initialised.
 // Owns: the memory. Reserve throws away what was inside.
-// Fails: std::bad_alloc.
+// Threads: none of its own; one at a time calls Reserve, while nobody uses the memory.
+// Limits: none; it never shrinks.
+// Fails: std::bad_alloc; the buffer is empty then.
+// Reads next: compute/forward.h.
 #pragma once
 
 #include <cstddef>

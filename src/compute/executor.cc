@@ -52,13 +52,9 @@ class LocalExecutor final : public Executor {
   }
 
   Result<std::span<const float>> Forward(const RowBatch& batch) override {
-    SHOAL_RETURN_IF_ERROR(Check(batch));
-    waits_ = {};
-    try {
-      return batch.overlap && batch.tokens.size() > 1 ? ForwardInParts(batch) : ForwardWhole(batch);
-    } catch (const std::bad_alloc&) {
-      return Fail(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
-    }
+    auto logits = Compute(batch);
+    if (!logits && batch.overlap) GiveUp();
+    return logits;
   }
 
   StepWaits waits() const override { return waits_; }
@@ -66,6 +62,23 @@ class LocalExecutor final : public Executor {
   size_t kv_bytes() const override { return shard_->kv_bytes; }
 
  private:
+  Result<std::span<const float>> Compute(const RowBatch& batch) {
+    SHOAL_RETURN_IF_ERROR(Check(batch));
+    waits_ = {};
+    try {
+      // A rank that shares its layers with nobody has no sums to wait for: parts would only have it read its weights more often.
+      return InParts(batch) && plan_.size() > 1 ? ForwardInParts(batch) : ForwardWhole(batch);
+    } catch (const std::bad_alloc&) {
+      return Fail(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
+    }
+  }
+
+  // Ends the meetings of this step, wherever it is: the other ranks, and the courier, may wait in one that this rank never comes to.
+  void GiveUp() {
+    collective_.Close();
+    if (pipeline_.group != nullptr) pipeline_.group->Close();
+  }
+
   Status Check(const RowBatch& batch) const {
     const auto rows = static_cast<int>(batch.tokens.size());
     if (rows < 1 || rows > limits::kMaxStepRows) return BadBatch("its number of rows is out of range");
@@ -112,10 +125,7 @@ class LocalExecutor final : public Executor {
       passes_[i]->Begin(parts[i].batch());
       programs.push_back({&passes_[i]->program(), passes_[i]->rows()});
     }
-    SHOAL_RETURN_IF_ERROR(Program::RunInTurns(programs, *courier_, [this] {
-      collective_.Close();
-      if (pipeline_.group != nullptr) pipeline_.group->Close();
-    }));
+    SHOAL_RETURN_IF_ERROR(Program::RunInTurns(programs, *courier_, [this] { GiveUp(); }));
     size_t gathered = 0;
     for (size_t i = 0; i < parts.size(); ++i) {
       waits_ += programs[i].program->waits();

@@ -3,7 +3,8 @@
 // Owns: weights, KV store, compute threads, and a thread that meets the other ranks in steps that overlap (comm/courier.h).
 // Threads: one thread calls Forward at a time.
 // Limits: kMaxStepRows rows a call.
-// Fails: collective errors; kOutOfMemory at load. A step that overlaps and fails has closed its collectives.
+// Fails: collective errors; kOutOfMemory at load. A step that was to overlap and fails, whatever the reason, has closed its
+// collectives.
 // Reads next: compute/forward.h, compute/kernels/linear.h, comm/collective.h, core/model_spec.h.
 #pragma once
 
@@ -30,7 +31,8 @@ struct RowBatch {
   std::span<const TokenId> tokens;
   std::span<const kernels::Segment> segments;  // cover all rows, in order
   std::span<const int32_t> logit_rows;         // ascending rows whose logits are wanted; may be empty
-  // Compute the rows in parts, one while the sums of others are on their way; the same on every rank. Not with one row.
+  // Compute the rows in parts, one while the sums of others are on their way; the same on every rank, of all stages. Not with
+  // one row; a rank that has its layers alone computes them as a whole, and passes them on in parts.
   bool overlap = false;
 };
 

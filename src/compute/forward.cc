@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "compute/experts.h"
+#include "compute/parts.h"
 #include "compute/vector_math.h"
 #include "core/limits.h"
 
@@ -129,12 +130,22 @@ void Forward::AddSend(Program& program) {
 }
 
 // The residual stream's rows lie one after the other in x_: they go out from there and come in there, as many at once as a
-// meeting may move.
+// meeting may move. A step in parts passes its rows part by part, in a stage that computes them as a whole too.
 Status Forward::PassRows(bool receive) {
-  const size_t row_bytes = Size(spec_.n_embd) * sizeof(float), bytes = Size(step_.rows) * row_bytes;
+  if (!InParts(step_.batch)) return PassRows(receive, 0, step_.rows);
+  int first = 0;
+  for (const int rows : PartRows(step_.rows)) {
+    SHOAL_RETURN_IF_ERROR(PassRows(receive, first, rows));
+    first += rows;
+  }
+  return {};
+}
+
+Status Forward::PassRows(bool receive, int first, int count) {
+  const size_t row_bytes = Size(spec_.n_embd) * sizeof(float), end = Size(first + count) * row_bytes;
   const size_t at_once = std::max<size_t>(1, meeting_bytes_ / row_bytes) * row_bytes;
-  for (size_t at = 0; at < bytes; at += at_once) {
-    const std::span<std::byte> rows(x_.bytes() + at, std::min(at_once, bytes - at));
+  for (size_t at = Size(first) * row_bytes; at < end; at += at_once) {
+    const std::span<std::byte> rows(x_.bytes() + at, std::min(at_once, end - at));
     if (receive) {
       SHOAL_RETURN_IF_ERROR(pipeline_.group->Receive(pipeline_.from, rows));
     } else {

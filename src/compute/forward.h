@@ -96,6 +96,7 @@ class Forward {
 
   // Bodies of operations.
   Status PassRows(bool receive);
+  Status PassRows(bool receive, int first, int count);
   void FillRope(int ith, int nth);
   void LookUp(const TableWeights& table, const GatheredRows& gathered, bool positions, int ith, int nth);
   Status GatherTable(const TableWeights& table, bool positions, GatheredRows& gathered);

@@ -1,8 +1,13 @@
 // Steps in parts: where they are cut, that no bit of the logits depends on it, and that a lost rank ends them at once.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
+#include <functional>
+#include <future>
 #include <map>
+#include <new>
+#include <optional>
 #include <thread>
 
 #include "comm/local.h"
@@ -163,14 +168,16 @@ TEST(Overlap, ChangesNoBitOfAnyArchitecture) {
   }
 }
 
-// Closes the group in the middle of a step, instead of coming to all-reduce number `last`.
-class LosingCollective final : public Collective {
+// What a rank does instead of coming to its all-reduce of this number, or before; a failure keeps it away.
+using Hook = std::function<Status(int number, Collective& under)>;
+
+class HookedCollective final : public Collective {
  public:
-  LosingCollective(Collective& under, int last) : under_(under), left_(last) {}
+  HookedCollective(Collective& under, Hook hook) : under_(under), hook_(std::move(hook)) {}
   int rank() const override { return under_.rank(); }
   int size() const override { return under_.size(); }
   Status AllReduce(const ReduceShares& shares, std::span<float> own, std::span<float> out) override {
-    if (left_-- == 0) under_.Close();
+    if (hook_) SHOAL_RETURN_IF_ERROR(hook_(number_++, under_));
     return under_.AllReduce(shares, own, out);
   }
   Status ReduceScatter(const ReduceShares& shares, std::span<const size_t> counts, std::span<float> own,
@@ -193,55 +200,141 @@ class LosingCollective final : public Collective {
 
  private:
   Collective& under_;
-  int left_;
+  const Hook hook_;
+  int number_ = 0;
 };
 
-TEST(Overlap, ALostRankEndsTheStepOnAllOthers) {
-  testing::TemporaryFolder folder;
-  const Model model = Open(testing::WriteTinyModel(folder.path(), {.layers = 3, .heads = 16, .kv_heads = 4}));
-  FileSource source(model.file);
-  ShardPlan plan{.ranks = {{{0, 5}, 0, 3}, {{5, 11}, 0, 3}, {{11, 16}, 0, 3}}, .kv_blocks = 4, .reasons = {}};
-  const std::vector<TokenId> tokens(40, 7);
-  const std::vector<BlockId> blocks = {0, 1, 2};
-  const std::vector<Segment> segments = {{0, 40, 0, blocks}};
-  const std::vector<int32_t> wanted = {39};
-  for (const int last : {0, 1, 4, 9}) {
-    const auto links = MakeLocalGroup(3);
-    std::vector<Reason> reasons(3, reasons::kInternal);
+// One step of 40 rows on each of some ranks. No meeting has a deadline; where the step is not over in a minute all the same, the
+// test ends it, and fails.
+class OneStep {
+ public:
+  explicit OneStep(int ranks)
+      : model_(Open(testing::WriteTinyModel(folder_.path(), {.layers = 3, .heads = 16, .kv_heads = 4}))),
+        source_(model_.file),
+        links_(MakeLocalGroup(ranks)) {
+    plan_.kv_blocks = 4;
+    for (int r = 0; r < ranks; ++r) plan_.ranks.push_back({{16 * r / ranks, 16 * (r + 1) / ranks}, 0, 3});
+  }
+
+  // What came of it on each rank; kNoReason: logits, or nothing where they are not.
+  std::vector<Reason> Run(const std::map<size_t, Hook>& hooks, bool overlap = true) {
+    std::vector<Reason> reasons(links_.size(), kNoReason);
+    std::vector<std::promise<void>> ends(links_.size());
     std::vector<std::jthread> ranks;
-    for (size_t rank = 0; rank < 3; ++rank)
+    for (size_t rank = 0; rank < links_.size(); ++rank)
       ranks.emplace_back([&, rank] {
-        links[rank]->SetDeadline({Time::max()});  // nothing but the loss ends the step
-        LosingCollective losing(*links[rank], rank == 1 ? last : 1000);
-        const auto executor = Executor::Load(model.spec, source, plan, losing, {});
-        ASSERT_TRUE(executor);
-        const auto result = (*executor)->Forward({tokens, segments, wanted, true});
-        ASSERT_FALSE(result);
-        reasons[rank] = result.error().reason;
+        if (auto failed = Execute(rank, hooks.contains(rank) ? hooks.at(rank) : Hook(), overlap))
+          reasons[rank] = failed->reason;
+        ends[rank].set_value();
       });
+    const auto until = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    for (auto& end : ends)
+      if (end.get_future().wait_until(until) != std::future_status::ready) {
+        ADD_FAILURE() << "a rank waits for ever";
+        for (auto& link : links_) link->Close();
+        break;
+      }
     ranks.clear();
-    EXPECT_EQ(reasons[0], reasons::kPeerLost) << last;
-    EXPECT_EQ(reasons[1], reasons::kGroupClosed) << last;
-    EXPECT_EQ(reasons[2], reasons::kPeerLost) << last;
+    return reasons;
+  }
+
+ private:
+  std::optional<Error> Execute(size_t rank, const Hook& hook, bool overlap) {
+    links_[rank]->SetDeadline({Time::max()});
+    HookedCollective hooked(*links_[rank], hook);
+    const auto executor = Executor::Load(model_.spec, source_, plan_, hooked, {});
+    if (!executor) return executor.error();
+    const std::vector<TokenId> tokens(40, 7);
+    const std::vector<BlockId> blocks = {0, 1, 2};
+    const std::vector<Segment> segments = {{0, 40, 0, blocks}};
+    const std::vector<int32_t> wanted = {0, 39};  // of both parts
+    const auto result = (*executor)->Forward({tokens, segments, wanted, overlap});
+    if (!result) return result.error();
+    return std::nullopt;
+  }
+
+  testing::TemporaryFolder folder_;
+  Model model_;
+  FileSource source_;
+  ShardPlan plan_;
+  std::vector<std::unique_ptr<Collective>> links_;
+};
+
+TEST(Overlap, PartsMeetEachForThemselves) {
+  for (const bool overlap : {false, true}) {
+    int meetings = 0;
+    const auto reasons = OneStep(2).Run({{0,
+                                          [&](int, Collective&) {
+                                            ++meetings;
+                                            return Status{};
+                                          }}},
+                                        overlap);
+    EXPECT_EQ(reasons, std::vector(2, kNoReason));
+    EXPECT_EQ(meetings, overlap ? 3 * 2 * 2 : 3 * 2) << "two a layer, and part";
   }
 }
 
+TEST(Overlap, ALostRankEndsTheStepOnAllOthers) {
+  for (const int last : {0, 1, 4, 9}) {
+    const auto reasons = OneStep(3).Run({{1, [last](int number, Collective& under) {
+                                            if (number == last) under.Close();
+                                            return Status{};
+                                          }}});
+    EXPECT_EQ(reasons, (std::vector{reasons::kPeerLost, reasons::kGroupClosed, reasons::kPeerLost})) << last;
+  }
+}
+
+TEST(Overlap, AMeetingThatFailsOnOneRankAloneEndsTheStepOnAll) {
+  for (const int last : {0, 1, 4, 9, 11})
+    for (const bool throws : {false, true}) {
+      // It stays away from all later ones too, and the group is open.
+      const auto reasons = OneStep(3).Run({{1, [=](int number, Collective&) -> Status {
+                                              if (number < last) return {};
+                                              if (throws) throw std::bad_alloc();
+                                              return Fail(Code::kInternal, reasons::kInternal, "no");
+                                            }}});
+      const Reason own = throws ? reasons::kOutOfMemory : reasons::kInternal;
+      EXPECT_EQ(reasons, (std::vector{reasons::kPeerLost, own, reasons::kPeerLost})) << last;
+    }
+}
+
 TEST(Overlap, AnotherThreadMayEndAStepThatWaits) {
+  // Rank 1 stays away; rank 0 is in its first meeting, or about to be, when another thread closes the group.
+  std::promise<void> comes;
+  std::promise<void> closed;
+  Collective* waits = nullptr;
+  std::jthread closes([&] {
+    comes.get_future().wait();
+    waits->Close();
+    closed.set_value();
+  });
+  const auto reasons = OneStep(2).Run({{0,
+                                        [&](int number, Collective& under) {
+                                          if (number > 0) return Status{};
+                                          waits = &under;
+                                          comes.set_value();
+                                          return Status{};
+                                        }},
+                                       {1, [&](int number, Collective&) -> Status {
+                                          if (number == 0) closed.get_future().wait();
+                                          return {};
+                                        }}});
+  EXPECT_EQ(reasons, (std::vector{reasons::kGroupClosed, reasons::kPeerLost}));
+}
+
+TEST(Overlap, AStepThatCannotBeginEndsTheMeetingsToo) {
   testing::TemporaryFolder folder;
   const Model model = Open(testing::WriteTinyModel(folder.path()));
   FileSource source(model.file);
   const ShardPlan plan{.ranks = {{{0, 8}, 0, 2}, {{8, 16}, 0, 2}}, .kv_blocks = 4, .reasons = {}};
-  const auto links = MakeLocalGroup(2);
-  links[0]->SetDeadline({Time::max()});
-  const auto executor = Executor::Load(model.spec, source, plan, *links[0], {});
+  const auto links = MakeLocalGroup(2), stages = MakeLocalGroup(2);
+  for (auto* link : {links[1].get(), stages[1].get()}) link->SetDeadline(Deadline::After(std::chrono::minutes(1)));
+  const auto executor = Executor::Load(model.spec, source, plan, *links[0], {.pipeline = {.group = stages[0].get()}});
   ASSERT_TRUE(executor);
-  std::jthread closes([&] { links[0]->Close(); });
   const std::vector<TokenId> tokens(40, 7);
-  const std::vector<BlockId> blocks = {0, 1, 2};
-  const std::vector<Segment> segments = {{0, 40, 0, blocks}};
-  const auto result = (*executor)->Forward({tokens, segments, {}, true});
-  ASSERT_FALSE(result);
-  EXPECT_EQ(result.error().reason, reasons::kGroupClosed);
+  ASSERT_FALSE((*executor)->Forward({tokens, {}, {}, true}));
+  EXPECT_EQ(links[1]->Barrier().error().reason, reasons::kPeerLost);
+  EXPECT_EQ(stages[1]->Barrier().error().reason, reasons::kPeerLost);
 }
 
 }  // namespace

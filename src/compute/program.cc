@@ -114,15 +114,22 @@ Status Program::RunInTurns(std::span<const Part> parts, Courier& courier, const 
   SHOAL_CHECK(parts.size() <= Courier::kMost);
   std::vector<Turn> turns;
   for (const Part& part : parts) turns.emplace_back(part, courier);
-  Status status;
-  do {
+  const auto end = [&] {
+    give_up();
     for (Turn& turn : turns)
-      if (status) status = turn.Take();
-  } while (status && std::ranges::any_of(turns, &Turn::meets));
-  if (status) return {};
-  give_up();
-  for (Turn& turn : turns)
-    if (turn.meets()) (void)turn.Return();
+      if (turn.meets()) (void)turn.Return();
+  };
+  Status status;
+  try {
+    do {
+      for (Turn& turn : turns)
+        if (status) status = turn.Take();
+    } while (status && std::ranges::any_of(turns, &Turn::meets));
+  } catch (...) {  // not even enough memory to say what failed: no errand stays out
+    end();
+    throw;
+  }
+  if (!status) end();
   return status;
 }
 

@@ -41,7 +41,7 @@ class StepFailure {
 };
 
 enum class Workers {
-  kOne,  // one thread does it: meetings, and what is too small to share
+  kOne,  // one thread does it: it is too small to share
   kAll,  // shared by all threads
 };
 

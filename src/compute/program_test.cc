@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <future>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -134,6 +136,21 @@ TEST_F(ProgramTurns, TheFirstFailureEndsAll) {
   a.failure.Clear();
   b.failure.Clear();
   EXPECT_TRUE(Run());
+}
+
+TEST_F(ProgramTurns, AMeetingUnderWayIsGivenUpWhenAnOperationFails) {
+  std::promise<void> end;
+  bool ended = false;
+  Program meets(pool, a.failure), breaks(pool, b.failure);
+  meets.AddMeeting(Partners::kStage, [&]() -> Status {
+    ended = end.get_future().wait_for(std::chrono::minutes(1)) == std::future_status::ready;
+    return Fail(Code::kUnavailable, reasons::kGroupClosed, "closed");
+  });
+  breaks.Add(Workers::kOne, [](int, int) { throw std::bad_alloc(); });
+  const Program::Part parts[] = {{&meets, 1}, {&breaks, 1}};
+  const auto status = Program::RunInTurns(parts, courier, [&] { end.set_value(); });
+  EXPECT_EQ(status.error().reason, reasons::kOutOfMemory);
+  EXPECT_TRUE(ended) << "nobody ended it";
 }
 
 TEST_F(ProgramTurns, ProgramsWithoutMeetingsRunOneAfterTheOther) {

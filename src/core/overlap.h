@@ -1,5 +1,7 @@
 // What: whether big steps are computed in parts, one while the sums of others travel between the ranks
 // (StepPlan::overlap). Changes when things are computed, never what comes out.
+// Owns: nothing. Threads: none. Fails: a name that is none of these is no value.
+// Reads next: sched/overlap.h, compute/parts.h.
 #pragma once
 
 #include <array>

@@ -113,6 +113,40 @@ TEST_F(LocalGroupTest, StagesAndSharesChangeNoBit) {
       }
 }
 
+TEST_F(LocalGroupTest, BigStepsOverlapWhereThatIsAskedFor) {
+  struct Case {
+    ShardPlan plan;
+    Overlap overlap;
+    bool overlaps;
+  };
+  const std::vector<Case> cases = {
+      {Plan({Share(0, 8, 0, 5), Share(8, 16, 0, 5)}), Overlap::kOn, true},
+      {Plan({Share(0, 8, 0, 5), Share(8, 16, 0, 5)}), Overlap::kOff, false},
+      {Plan({Share(0, 8, 0, 2), Share(8, 16, 0, 2), Share(0, 16, 2, 5)}), Overlap::kOn, true},
+      {Plan({Share(0, 16, 0, 2), Share(0, 16, 2, 5)}), Overlap::kOn, false},  // no ranks share layers
+      {Plan({Share(0, 16, 0, 5)}), Overlap::kOn, false},
+  };
+  for (const auto& [plan, overlap, overlaps] : cases) {
+    auto group = LoadLocalGroup(spec_, source_, plan, 1);
+    ASSERT_TRUE(group.has_value());
+    const auto engine =
+        Engine::Start(spec_, tokenizer_, *std::move(group),
+                      {.max_step_rows = 100, .prefix_cache = false, .speculate = false, .overlap = overlap});
+    Request request;
+    request.prompt.assign(220, 7);
+    request.max_tokens = 3;
+    request.ignore_eos = true;
+    BoundedQueue<bool> ends(1);
+    const auto handle = engine->Submit(std::move(request), [&](Delta delta) {
+      EXPECT_FALSE(delta.error.has_value()) << ToString(*delta.error);
+      if (delta.finish) (void)ends.TryPush(true);
+    });
+    ASSERT_TRUE(handle.has_value());
+    ASSERT_TRUE(ends.PopBefore(Deadline::After(std::chrono::seconds(60))).has_value());
+    EXPECT_EQ(engine->Stats().steps_overlapped > 0, overlaps) << ToString(plan) << " " << ToString(overlap);
+  }
+}
+
 TEST_F(LocalGroupTest, SharesThatDoNotMakeUpTheModelAreRefused) {
   const std::vector<std::vector<RankShare>> wrong = {
       {},

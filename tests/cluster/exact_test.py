@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """The same request gives the same bits whatever the split: ids and the hash of all logits, over worker processes, shares,
 threads and prompt chunks; greedy and seeded sampling; for every type of the KV cache."""
+import re
+
 from shoal_process import SHARED, Server, any_model, main, run_json
 
 MODELS = ["models/llama-stories3M/stories3M-f32.gguf", "models/llama-stories3M/stories3M-q8_0.gguf",
@@ -61,6 +63,15 @@ def steps_in_parts_of(path):
     return check
 
 
+def steps_overlap_where_that_is_asked_for():
+    path = any_model("no such reference")
+    for overlap in ("on", "off"):
+        with Server(path, "--workers", "2", "--overlap", overlap) as server:
+            server.complete(prompt=" ".join(3 * [PROMPT]), max_tokens=2)
+            count = re.search(r"^shoal_steps_overlapped_total (\d+)$", server.request("GET", "/metrics")[1], re.M)
+            assert (int(count[1]) > 0) == (overlap == "on"), f"{overlap}: {count[0]}"
+
+
 def a_known_beginning_changes_nothing(*cache):
     """Served twice, and after one with the same beginning: the second time from the prefix cache."""
     path = SHARED / MODELS[1] if (SHARED / MODELS[1]).exists() else any_model("no such reference")
@@ -87,7 +98,7 @@ def a_known_beginning_changes_nothing_in_f32():
 if __name__ == "__main__":
     made = any_model("no such reference", "--heads", 6, "--kv-heads", 3, "--dim", 96, "--ffn", 172)
     main([a_known_beginning_changes_nothing, a_known_beginning_changes_nothing_in_q8_0,
-          a_known_beginning_changes_nothing_in_f32]
+          a_known_beginning_changes_nothing_in_f32, steps_overlap_where_that_is_asked_for]
          + [case_of(SHARED / model) for model in MODELS if (SHARED / model).exists()] + [case_of(made)]
          + [steps_in_parts_of(SHARED / model) for model in MODELS[1:2] if (SHARED / model).exists()] + [steps_in_parts_of(made)]
          + [case_of(SHARED / model, *Q8_0) for model in MODELS[1:3] if (SHARED / model).exists()] + [case_of(made, *Q8_0)]
