@@ -47,9 +47,9 @@ class OverlapChoice {
   static constexpr int kTrialSteps = 4;
   static constexpr int kSettled = 2;  // trials that confirm a change: the next one is not soon after it
   struct Trial {
-    int rows = 0;                             // of its first step
-    std::array<uint64_t, kTrialSteps> steps;  // their numbers
-    int chosen = 0, back = 0;                 // of them
+    int rows = 0;                               // of its first step
+    std::array<uint64_t, kTrialSteps> steps{};  // their numbers
+    int chosen = 0, back = 0;                   // of them
     int strangers = 0;
     double row_ns[2] = {0, 0};  // [in parts] sum over its steps
   };
