@@ -129,6 +129,7 @@ TEST_F(LocalGroupTest, BigStepsOverlapWhereThatIsAskedFor) {
   for (const auto& [plan, overlap, overlaps] : cases) {
     auto group = LoadLocalGroup(spec_, source_, plan, 1);
     ASSERT_TRUE(group.has_value());
+    BoundedQueue<bool> ends(1);  // outlives the engine, whose thread may still be leaving TryPush
     const auto engine =
         Engine::Start(spec_, tokenizer_, *std::move(group),
                       {.max_step_rows = 100, .prefix_cache = false, .speculate = false, .overlap = overlap});
@@ -136,7 +137,6 @@ TEST_F(LocalGroupTest, BigStepsOverlapWhereThatIsAskedFor) {
     request.prompt.assign(220, 7);
     request.max_tokens = 3;
     request.ignore_eos = true;
-    BoundedQueue<bool> ends(1);
     const auto handle = engine->Submit(std::move(request), [&](Delta delta) {
       EXPECT_FALSE(delta.error.has_value()) << ToString(*delta.error);
       if (delta.finish) (void)ends.TryPush(true);
