@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -9,6 +10,7 @@
 #include <functional>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "app/bench.h"
@@ -58,25 +60,28 @@ void AddModel(CLI::App* command, std::string& model) {
   command->add_option("model", model, "a GGUF file (any part of a split set)")->required()->envname("SHOAL_MODEL");
 }
 
+// One of the names, which are an enum's in its order.
+template <class Enum, size_t kCount>
+void Choice(CLI::App* command, const std::string& name, Enum& value, const std::array<std::string_view, kCount>& names,
+            const std::string& help) {
+  const auto set = [&value, &names](const std::string& chosen) {
+    value = static_cast<Enum>(std::ranges::find(names, chosen) - names.begin());
+  };
+  CLI::Option* option = command->add_option_function<std::string>(name, set, help);
+  option->envname(Variable(option->get_single_name()))
+      ->check(CLI::IsMember(std::vector<std::string>(names.begin(), names.end())))
+      ->default_str(std::string(ToString(value)));
+}
+
 void AddKvType(CLI::App* command, KvType& type) {
-  const auto set = [&type](const std::string& name) { type = *KvTypeNamed(name); };
-  command
-      ->add_option_function<std::string>("--kv-type", set,
-                                         "what the KV cache holds; q8_0 takes half the memory, f32 twice as much")
-      ->envname(Variable("kv-type"))
-      ->check(CLI::IsMember(std::vector<std::string>(kKvTypeNames.begin(), kKvTypeNames.end())))
-      ->default_str(std::string(ToString(type)));
+  Choice(command, "--kv-type", type, kKvTypeNames,
+         "what the KV cache holds; q8_0 takes half the memory, f32 twice as much");
 }
 
 void AddOverlap(CLI::App* command, Overlap& overlap) {
-  const auto set = [&overlap](const std::string& name) { overlap = *OverlapNamed(name); };
-  command
-      ->add_option_function<std::string>("--overlap", set,
-                                         "workers compute some rows of a prompt while the sums of others travel; "
-                                         "auto: where that is measured to pay; output stays the same")
-      ->envname(Variable("overlap"))
-      ->check(CLI::IsMember(std::vector<std::string>(kOverlapNames.begin(), kOverlapNames.end())))
-      ->default_str(std::string(ToString(overlap)));
+  Choice(command, "--overlap", overlap, kOverlapNames,
+         "workers compute some rows of a prompt while the sums of others travel; "
+         "auto: where that is measured to pay; output stays the same");
 }
 
 void AddEngineFlags(CLI::App* command, EngineFlags& flags) {

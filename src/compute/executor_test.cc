@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "comm/forwarding_collective.h"
 #include "comm/local.h"
 #include "core/reasons.h"
 #include "model/file_source.h"
@@ -23,11 +24,9 @@ namespace {
 using kernels::Segment;
 
 // Refuses what is more than a bound, as a network's collective does at kMaxFrameBytes.
-class BoundedCollective final : public Collective {
+class BoundedCollective final : public ForwardingCollective {
  public:
-  BoundedCollective(Collective& under, size_t most) : under_(under), most_(most) {}
-  int rank() const override { return under_.rank(); }
-  int size() const override { return under_.size(); }
+  BoundedCollective(Collective& under, size_t most) : ForwardingCollective(under), most_(most) {}
   Status AllReduce(const ReduceShares& shares, std::span<float> own, std::span<float> out) override {
     SHOAL_RETURN_IF_ERROR(Bound(own.size_bytes()));
     return under_.AllReduce(shares, own, out);
@@ -46,12 +45,6 @@ class BoundedCollective final : public Collective {
     for (const size_t count : counts) SHOAL_RETURN_IF_ERROR(Bound(count));
     return under_.Gather(root, own, counts, out);
   }
-  Status Broadcast(int root, std::span<std::byte> bytes) override { return under_.Broadcast(root, bytes); }
-  Status Send(int to, std::span<const std::byte> bytes) override { return under_.Send(to, bytes); }
-  Status Receive(int from, std::span<std::byte> bytes) override { return under_.Receive(from, bytes); }
-  Status Barrier() override { return under_.Barrier(); }
-  void SetDeadline(Deadline deadline) override { under_.SetDeadline(deadline); }
-  void Close() override { under_.Close(); }
 
  private:
   Status Bound(size_t bytes) {
@@ -59,7 +52,7 @@ class BoundedCollective final : public Collective {
     under_.Close();
     return Fail(Code::kResourceExhausted, reasons::kMeetingMismatch, "a meeting is larger than the limit");
   }
-  Collective& under_;
+
   const size_t most_;
 };
 

@@ -10,6 +10,7 @@
 #include <optional>
 #include <thread>
 
+#include "comm/forwarding_collective.h"
 #include "comm/local.h"
 #include "compute/executor.h"
 #include "compute/parts.h"
@@ -171,35 +172,15 @@ TEST(Overlap, ChangesNoBitOfAnyArchitecture) {
 // What a rank does instead of coming to its all-reduce of this number, or before; a failure keeps it away.
 using Hook = std::function<Status(int number, Collective& under)>;
 
-class HookedCollective final : public Collective {
+class HookedCollective final : public ForwardingCollective {
  public:
-  HookedCollective(Collective& under, Hook hook) : under_(under), hook_(std::move(hook)) {}
-  int rank() const override { return under_.rank(); }
-  int size() const override { return under_.size(); }
+  HookedCollective(Collective& under, Hook hook) : ForwardingCollective(under), hook_(std::move(hook)) {}
   Status AllReduce(const ReduceShares& shares, std::span<float> own, std::span<float> out) override {
     if (hook_) SHOAL_RETURN_IF_ERROR(hook_(number_++, under_));
     return under_.AllReduce(shares, own, out);
   }
-  Status ReduceScatter(const ReduceShares& shares, std::span<const size_t> counts, std::span<float> own,
-                       std::span<float> out) override {
-    return under_.ReduceScatter(shares, counts, own, out);
-  }
-  Status AllGather(std::span<const std::byte> own, std::span<const size_t> counts, std::span<std::byte> out) override {
-    return under_.AllGather(own, counts, out);
-  }
-  Status Gather(int root, std::span<const std::byte> own, std::span<const size_t> counts,
-                std::span<std::byte> out) override {
-    return under_.Gather(root, own, counts, out);
-  }
-  Status Broadcast(int root, std::span<std::byte> bytes) override { return under_.Broadcast(root, bytes); }
-  Status Send(int to, std::span<const std::byte> bytes) override { return under_.Send(to, bytes); }
-  Status Receive(int from, std::span<std::byte> bytes) override { return under_.Receive(from, bytes); }
-  Status Barrier() override { return under_.Barrier(); }
-  void SetDeadline(Deadline deadline) override { under_.SetDeadline(deadline); }
-  void Close() override { under_.Close(); }
 
  private:
-  Collective& under_;
   const Hook hook_;
   int number_ = 0;
 };

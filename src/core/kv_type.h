@@ -6,7 +6,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string_view>
 
 namespace shoal {
@@ -16,11 +15,5 @@ enum class KvType : uint8_t { kF16, kQ8_0, kF32 };  // numbers are the wire's
 inline constexpr std::array<std::string_view, 3> kKvTypeNames = {"f16", "q8_0", "f32"};  // index = KvType
 
 constexpr std::string_view ToString(KvType type) { return kKvTypeNames[static_cast<size_t>(type)]; }
-
-constexpr std::optional<KvType> KvTypeNamed(std::string_view name) {
-  for (size_t i = 0; i < kKvTypeNames.size(); ++i)
-    if (kKvTypeNames[i] == name) return static_cast<KvType>(i);
-  return std::nullopt;
-}
 
 }  // namespace shoal
