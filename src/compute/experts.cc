@@ -161,7 +161,7 @@ void Forward::Experts::Add(Program& program, Workers row, const LayerPlan& layer
   const LayerWeights& w = *layer.weights;
   const bool alone = f.plan_.size() == 1;
   const auto split = SplitSlices(layer.ffn_layout);
-  program.Add(Workers::kAll, [this, &f, &w](int ith, int nth) {
+  program.Add(Workers::kDealt, [this, &f, &w](int ith, int nth) {
     const auto& router = *w.router.matrix;
     router.Multiply(f.prepared_h_.For(router), f.step_.rows, nullptr, router_logits_.floats(), Size(router.rows()), 0,
                     ith, nth);
@@ -169,7 +169,7 @@ void Forward::Experts::Add(Program& program, Workers row, const LayerPlan& layer
   program.Add(Workers::kOne, [this, &layer](int, int) { Route(layer); });
   const int64_t work = split.columns() * f.spec_.n_embd * f.spec_.n_experts_used;
   if (split.columns() > 0) {
-    program.Add(Workers::kAll, [this, &layer](int ith, int nth) { MultiplyIn(layer, ith, nth); }, 2 * work);
+    program.Add(Workers::kDealt, [this, &layer](int ith, int nth) { MultiplyIn(layer, ith, nth); }, 2 * work);
     program.Add(row, [this, &f, columns = split.columns()](int ith, int nth) {
       const auto part = PartOf(int64_t{f.step_.rows} * f.spec_.n_experts_used, ith, nth);
       for (int64_t s = part.first; s < part.last; ++s)
@@ -185,7 +185,7 @@ void Forward::Experts::Add(Program& program, Workers row, const LayerPlan& layer
       });
     }
     program.Add(Workers::kAll, [this, &layer, split](int ith, int nth) { MultiplyDown(layer, split, ith, nth); }, work);
-    program.Add(Workers::kAll, [this, &f, split, alone, trees = layer.ffn_layout.subtrees](int ith, int nth) {
+    program.Add(Workers::kDealt, [this, &f, split, alone, trees = layer.ffn_layout.subtrees](int ith, int nth) {
       FoldSlices(split, trees, alone ? f.sum_ : f.partial_, ith, nth);
     });
   }

@@ -37,7 +37,7 @@ Forward::Forward(const Shard& shard, ThreadPool& pool)
       many_rows_(pool, failure_) {
   experts_ = std::make_unique<Experts>(*this);
   Build(one_row_, Workers::kOne);
-  Build(many_rows_, Workers::kAll);
+  Build(many_rows_, Workers::kDealt);
 }
 
 Forward::~Forward() = default;
@@ -218,7 +218,7 @@ void Forward::AddRowParallel(Program& program, const LinearWeights& weights, con
   if (weights.matrix) {
     AlignedBuffer& to = alone ? out : partial_;
     program.Add(
-        Workers::kAll,
+        Workers::kDealt,
         [this, &weights, &in, &to](int ith, int nth) {
           const size_t n = Size(spec_.n_embd), rows = Size(step_.rows);
           weights.matrix->Multiply(in.For(*weights.matrix), step_.rows, nullptr, to.floats(), n, rows * n, ith, nth);
@@ -254,7 +254,7 @@ void Forward::AddGatedFfn(Program& program, Workers row, const LinearWeights& ga
   const int64_t columns = layout.columns();
   if (columns > 0) {
     program.Add(
-        Workers::kAll,
+        Workers::kDealt,
         [this, columns, &gate, &up](int ith, int nth) {
           const auto multiply = [&](const LinearWeights& w, AlignedBuffer& to) {
             if (w.matrix)
@@ -320,7 +320,7 @@ void Forward::AddLogits(Program& program, Workers row) {
   kinds.Add(output.matrix);
   AddPrepare(program, row, kinds, kernels::KLayout::Whole(spec_.n_embd), h_, prepared_h_);
   program.Add(
-      Workers::kAll,
+      Workers::kDealt,
       [this, &output](int ith, int nth) {
         output.matrix->Multiply(prepared_h_.For(*output.matrix), step_.rows, nullptr, logits_.floats(),
                                 Size(weights_.vocabulary.count()), 0, ith, nth);
@@ -328,7 +328,7 @@ void Forward::AddLogits(Program& program, Workers row) {
       weights_.vocabulary.count() * spec_.n_embd);
   if (output.bias.empty() && spec_.logit_scale == 1 && spec_.final_softcap == 0) return;
   program.Add(
-      Workers::kAll,
+      Workers::kDealt,
       [this, &output](int ith, int nth) {
         const int64_t held = weights_.vocabulary.count();
         const auto part = PartOf(held, ith, nth);

@@ -125,7 +125,7 @@ void Forward::AddAttention(Program& program, Workers row, const LayerPlan& layer
   const bool whole_norm = spec_.qk_norm == QkNorm::kWholeVector;
   if (w.shape.heads.count() > 0) {
     program.Add(
-        Workers::kAll,
+        Workers::kDealt,
         [this, &w](int ith, int nth) {
           const auto multiply = [&](const LinearWeights& linear, AlignedBuffer& out) {
             const auto& matrix = *linear.matrix;
@@ -159,6 +159,7 @@ void Forward::AddAttention(Program& program, Workers row, const LayerPlan& layer
       kernels::StoreKv(kv, step_.batch.segments, k_.floats(), Size(kv.kv_heads) * Size(kv.k_dim), v_.floats(),
                        Size(kv.kv_heads) * Size(kv.v_dim), ith, nth);
     });
+    // Not dealt: with few rows more parts would mean that keys and values are read more often.
     program.Add(
         Workers::kAll,
         [this, &layer](int ith, int nth) {

@@ -27,8 +27,7 @@ Error ErrorOf(std::exception_ptr exception) {
 }  // namespace
 
 void Program::Add(Workers workers, Operation operation, int64_t work_per_row) {
-  const bool share = workers == Workers::kAll && pool_.threads() > 1;
-  steps_.push_back({std::move(operation), share ? std::max<int64_t>(work_per_row, 1) : 0, {}, {}});
+  steps_.push_back({.workers = workers, .operation = std::move(operation), .work_per_row = work_per_row});
 }
 
 void Program::AddMeeting(Partners partners, Meeting meeting) {
@@ -39,7 +38,7 @@ void Program::AddMeeting(Partners partners, Meeting meeting) {
       return Fail(ErrorOf(std::current_exception()));
     }
   };
-  steps_.push_back({{}, 0, std::move(guarded), partners});
+  steps_.push_back({.meeting = std::move(guarded), .partners = partners});
 }
 
 void Program::RunGuarded(const Operation& operation, int ith, int nth) {
@@ -53,10 +52,18 @@ void Program::RunGuarded(const Operation& operation, int ith, int nth) {
 size_t Program::RunToMeeting(size_t at, int rows) {
   for (; at < steps_.size() && !steps_[at].meeting && !failure_.failed(); ++at) {
     const Step& step = steps_[at];
-    if (step.work_per_row > 0 && step.work_per_row * rows >= kWorthSharing) {
-      pool_.Run([this, &step](int ith, int nth) { RunGuarded(step.operation, ith, nth); });
-    } else {
-      RunGuarded(step.operation, 0, 1);
+    const bool alone = step.work_per_row * rows < kWorthSharing;
+    const auto job = [this, &step](int ith, int nth) { RunGuarded(step.operation, ith, nth); };
+    switch (alone ? Workers::kOne : step.workers) {
+      case Workers::kOne:
+        job(0, 1);
+        break;
+      case Workers::kAll:
+        pool_.Run(job);
+        break;
+      case Workers::kDealt:
+        pool_.Deal(job);
+        break;
     }
   }
   return at;

@@ -2,8 +2,8 @@
 // shared out over the rank's threads, the others are done by the calling thread (docs/decisions/0002). In a meeting nothing is
 // computed: programs that work on different rows can run in turns, so that one computes while others meet.
 // Owns: the operations; the threads are the caller's.
-// Threads: Run from one thread at a time. Inside an operation (ith, nth) share the work; all nth threads run it at once. In
-// turns, a meeting runs on the courier's thread, beside operations of the other programs.
+// Threads: Run from one thread at a time. Inside an operation (ith, nth) share the work; one for all workers is run by all nth
+// threads at once. In turns, a meeting runs on the courier's thread, beside operations of the other programs.
 // Fails: an operation reports failure in the StepFailure, a meeting returns it; those after it are then skipped. One that throws
 // has failed: an exception never leaves the thread it came up on.
 // Reads next: compute/forward.h, comm/courier.h.
@@ -41,8 +41,9 @@ class StepFailure {
 };
 
 enum class Workers {
-  kOne,  // one thread does it: it is too small to share
-  kAll,  // shared by all threads
+  kOne,    // one thread does it: it is too small to share
+  kAll,    // shared by all threads: each does its part, all at the same time
+  kDealt,  // shared in smaller parts that go to whoever is free: for work whose parts do not wait for each other
 };
 
 // Whom a meeting is with.
@@ -93,9 +94,10 @@ class Program {
 
  private:
   struct Step {
-    Operation operation;
-    int64_t work_per_row = 0;  // 0: one thread does it
-    Meeting meeting = {};      // instead of an operation
+    Workers workers = Workers::kOne;
+    Operation operation = {};
+    int64_t work_per_row = 0;
+    Meeting meeting = {};  // instead of an operation
     Partners partners = Partners::kStage;
   };
   class Turn;

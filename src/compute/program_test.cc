@@ -27,9 +27,11 @@ TEST(Program, OperationsRunInOrderAndOnlyWorkThatIsWorthItIsShared) {
     program.Add(Workers::kOne, note, 1 << 30);
     program.Add(Workers::kAll, note, 1 << 30);
     program.Add(Workers::kAll, note, 1);
+    program.Add(Workers::kDealt, note, 1 << 30);
+    program.Add(Workers::kDealt, note, 1);
     ASSERT_TRUE(program.Run(1));
-    EXPECT_EQ(order, (std::vector{0, 1, 2}));
-    EXPECT_EQ(calls, 2 + threads);
+    EXPECT_EQ(order, (std::vector{0, 1, 2, 3, 4}));
+    EXPECT_EQ(calls, 3 + threads + (threads == 1 ? 1 : threads * ThreadPool::kPartsEach));
   }
 }
 

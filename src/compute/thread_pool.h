@@ -1,13 +1,14 @@
 // What: the compute threads of one rank. They share out one job at a time; between jobs they spin for some microseconds
 // (the next one is usually there by then), then give way, then sleep: an idle rank uses no processor, and more ranks
-// than cores still run.
+// than cores still run. A job that is dealt does not wait for a slow thread (a small core, one that another program is on).
 // Owns: threads - 1 threads; the caller is the other one. Fewer where the system gives no more.
-// Threads: Run from one thread at a time. A job must not throw.
+// Threads: Run and Deal from one thread at a time. A job must not throw.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -23,15 +24,34 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
   // Runs job(i, threads()) for each i at the same time; returns when all are done.
-  void Run(const Job& job);
+  void Run(const Job& job) { Share(job, 1); }
+  // Runs job(i, n) for each i of n = threads() * kPartsEach. A thread does neighbouring parts, then those that others have not
+  // begun; one that does not come at all is not waited for. Parts must not wait for each other.
+  static constexpr int kPartsEach = 4;
+  void Deal(const Job& job) { Share(job, kPartsEach); }
 
  private:
-  void Work(int ith);
+  // The parts that one thread begins with. Who takes one holds the job: it is not over before this part is.
+  struct Hand {
+    uint32_t round;  // of the job
+    int16_t each;    // parts that every thread begins with; 1: each thread must do its own
+    int16_t left;    // parts that nobody has taken
+  };
+  struct alignas(64) HandSlot {
+    std::atomic<Hand> hand;
+  };
+  static_assert(std::atomic<Hand>::is_always_lock_free);
 
+  void Share(const Job& job, int each);
+  void Work(int ith);
+  void Play(int ith, uint32_t round);
+  bool TakeFrom(int owner, uint32_t round);
+
+  std::unique_ptr<HandSlot[]> hands_;
   std::vector<std::thread> workers_;
   const Job* job_ = nullptr;
-  std::atomic<int> round_ = 0;    // a new number: there is a job
-  std::atomic<int> running_ = 0;  // workers that have not finished it
+  std::atomic<uint32_t> round_ = 0;  // a new number: there is a job
+  std::atomic<uint32_t> open_ = 0;   // parts that are not done
   std::atomic<bool> stop_ = false;
 };
 
@@ -42,7 +62,7 @@ class ThreadGate {
 
  private:
   std::atomic<int> waiting_ = 0;
-  std::atomic<int> round_ = 0;
+  std::atomic<uint32_t> round_ = 0;
 };
 
 }  // namespace shoal
