@@ -7,7 +7,7 @@
 Machines are noisy, so a figure is never one absolute time: each round runs Shoal and its peers one after the other
 (A B A B ...) with the same threads on the same cores; the table shows the medians and the median of the rounds' ratios
 (above 1 is in Shoal's favour), and beside them what the machine could do at most: all weights read once a step at the
-measured bandwidth, all products at the measured int8 rate. Every peer's own warm-up is left on.
+bandwidth measured beside each round, all products at the measured int8 rate. Every peer's own warm-up is left on.
 
 Rows
     decode    1 sequence                                   prefill   a prompt of 128 tokens
@@ -167,7 +167,8 @@ class Shoal:
                            "--generate", generate, "--rounds", 1, "--workers", workers, *extra, "--json")
         read = json.loads(text)
         total = threads * max(workers, 1)
-        self.bandwidth[total] = max(self.bandwidth.get(total, 0), read["bounds"]["read_bytes_per_s"])
+        bandwidth = read["bounds"]["read_bytes_per_s"]  # of this very minute: some machines' memory is not the same in the next
+        self.bandwidth[total] = max(self.bandwidth.get(total, 0), bandwidth)
         figures = {"busy": read.get("busy", [])}
         blocks, vocabulary = self.multiplies_of(model) or (0, 0)
         int8 = self.int8.get(total, 0) if blocks else 0
@@ -176,7 +177,7 @@ class Shoal:
         if prompt > BATCH_PROMPT:
             figures["prefill"] = read["prefill_tokens_per_s"]
         if read["weight_bytes"] > BEYOND_CACHES:
-            bounds = [self.bandwidth[total] / read["weight_bytes"] * sequences]
+            bounds = [bandwidth / read["weight_bytes"] * sequences]
             figures["decode bound"] = min([*bounds, int8 / (blocks + vocabulary)] if int8 else bounds)
             if int8:
                 figures["prefill bound"] = int8 / (blocks + vocabulary / prompt)
@@ -302,7 +303,8 @@ class Match:
 
 
 class Table:
-    COLUMNS = ("group", "work", "unit", "shoal", "bound", "peer", "peer_value", "ratio", "reach", "shoal_rounds", "peer_rounds")
+    COLUMNS = ("group", "work", "unit", "shoal", "bound", "peer", "peer_value", "ratio", "reach", "shoal_rounds", "peer_rounds",
+               "bound_rounds")
 
     def __init__(self, rounds, file):
         self.rounds, self.file, self.failures = rounds, file, 0
@@ -349,22 +351,23 @@ class Table:
     def row(self, match, figure, work, ours, side, theirs):
         a, b = [x[figure] for x in ours], [x[figure] for x in theirs]
         ratio = statistics.median(y / x if match.unit == "ms" else x / y for x, y in zip(a, b))
-        bound = max((x.get(f"{figure} bound", 0) for x in ours), default=0)
-        share = f"{statistics.median(a) / bound * 100:.0f} %" if bound else ""
+        bounds = [x.get(f"{figure} bound", 0) for x in ours]
+        bound = statistics.median(bounds)
+        share = f"{statistics.median(x / y for x, y in zip(a, bounds)) * 100:.0f} %" if all(bounds) else ""
         reach = side.reach.get(figure)
         mark = "" if reach is None else f"{reach:.2f}" + ("" if ratio >= reach else " !")
         print(f"{work:46} {statistics.median(a):8.1f} {share:>9}  {side.name:26} {statistics.median(b):8.1f} {ratio:6.2f}x "
               f"{mark:>6}", flush=True)
         self.write(match.group, work, match.unit, f"{statistics.median(a):.2f}", f"{bound:.2f}" if bound else "", side.name,
                    f"{statistics.median(b):.2f}", f"{ratio:.3f}", reach or "", " ".join(f"{x:.2f}" for x in a),
-                   " ".join(f"{x:.2f}" for x in b))
+                   " ".join(f"{x:.2f}" for x in b), " ".join(f"{x:.2f}" for x in bounds) if bound else "")
 
     def busy(self, match, ours):
         ranks = [statistics.median(values) for values in zip(*(x.get("busy", []) for x in ours))]
         if match.group == "pipeline" and ranks:
             print(f"{'busy share of the workers':46} " + " ".join(f"{share * 100:.0f} %" for share in ranks), flush=True)
             for rank, share in enumerate(ranks):
-                self.write(match.group, f"busy share of worker {rank}", "share", f"{share:.3f}", "", "", "", "", "", "", "")
+                self.write(match.group, f"busy share of worker {rank}", "share", f"{share:.3f}", *[""] * 8)
 
 
 def find_peers(processes, environment, table):
@@ -572,7 +575,7 @@ def measure(arguments, processes, table):
     for name, unit, rates in (("memory read", "GB/s", us.bandwidth), ("int8 multiply-adds", "G/s", us.int8)):
         for count, rate in sorted(rates.items()):
             table.note(f"bound: {name}, {plural(count, 'thread')}: {rate / 1e9:.1f} {unit}")
-            table.write("bound", f"{name}, {plural(count, 'thread')}", unit, f"{rate / 1e9:.2f}", *[""] * 7)
+            table.write("bound", f"{name}, {plural(count, 'thread')}", unit, f"{rate / 1e9:.2f}", *[""] * 8)
 
 
 def main():

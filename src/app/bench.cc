@@ -12,6 +12,7 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <utility>
 
 #include "app/exit_codes.h"
 #include "app/session.h"
@@ -29,41 +30,53 @@ double Quantile(std::vector<double> values, double q) {
   return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
 }
 
-// Bytes a second that `threads` threads read from memory: the bound of decoding, which reads all weights once a step.
-double ReadBandwidth(int threads) {
-  constexpr size_t kBytes = 512u << 20;
-  constexpr size_t kHugePage = 2u << 20;
-  using Vector [[gnu::vector_size(64)]] = uint64_t;
-  std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(kHugePage, kBytes), &std::free);
-  if (!memory) return 0;
-  madvise(memory.get(), kBytes, MADV_HUGEPAGE);
-  std::memset(memory.get(), 1, kBytes);
-  const auto* data = static_cast<const Vector*>(memory.get());
-  const size_t part = kBytes / sizeof(Vector) / static_cast<size_t>(threads);
-  double best = 0;
-  // Which way of asking for what comes next is the fastest depends on the processor: none, 1 KiB ahead, 8 KiB ahead.
-  for (const size_t ahead : {0, 16, 128, 0, 16, 128, 0, 16, 128, 0, 16, 128}) {
-    std::atomic<uint64_t> total = 0;  // makes the sums used
-    const Time begin = Now();
-    {
-      std::vector<std::jthread> readers;
-      for (int t = 0; t < threads; ++t)
-        readers.emplace_back([&, t] {
-          const Vector* at = data + part * static_cast<size_t>(t);
-          Vector even = {}, odd = {};
-          for (size_t i = 0; i + 2 <= part; i += 2) {
-            __builtin_prefetch(at + i + ahead, 0, 2);
-            __builtin_prefetch(at + i + ahead + 1, 0, 2);
-            even ^= at[i];
-            odd ^= at[i + 1];
-          }
-          total += (even ^ odd)[0];
-        });
-    }
-    best = std::max(best, static_cast<double>(kBytes) / Seconds(Now() - begin));
+// How fast `threads` threads read from memory: the bound of decoding, which reads all weights once a step. A line is fetched
+// whole whoever asks for a word of it, and with few instructions a line a core keeps more of them under way.
+class MemoryReader {
+ public:
+  explicit MemoryReader(int threads) : threads_(static_cast<size_t>(threads)) {
+    if (!memory_) return;
+    madvise(memory_.get(), kBytes, MADV_HUGEPAGE);
+    std::memset(memory_.get(), 1, kBytes);
   }
-  return best;
-}
+
+  // Bytes a second, now; 0: not known.
+  double Measure() const {
+    if (!memory_) return 0;
+    double best = 0;
+    // Which way of asking for what comes next is the fastest depends on the processor: none, 1 KiB ahead, 8 KiB ahead.
+    for (const size_t ahead : {0, 128, 1024, 0, 128, 1024}) {
+      const Time begin = Now();
+      ReadAll(ahead);
+      best = std::max(best, static_cast<double>(kBytes) / Seconds(Now() - begin));
+    }
+    return best;
+  }
+
+ private:
+  static constexpr size_t kBytes = 512u << 20, kHugePage = 2u << 20;
+  static constexpr size_t kLineWords = 64 / sizeof(uint64_t);
+
+  void ReadAll(size_t ahead) const {
+    const size_t part = kBytes / sizeof(uint64_t) / threads_;
+    std::atomic<uint64_t> total = 0;  // makes the sums used
+    std::vector<std::jthread> readers;
+    for (size_t t = 0; t < threads_; ++t)
+      readers.emplace_back([&, at = static_cast<const uint64_t*>(memory_.get()) + part * t] {
+        uint64_t even = 0, odd = 0;
+        for (size_t i = 0; i + 2 * kLineWords <= part; i += 2 * kLineWords) {
+          __builtin_prefetch(at + i + ahead, 0, 2);
+          __builtin_prefetch(at + i + kLineWords + ahead, 0, 2);
+          even ^= at[i];
+          odd ^= at[i + kLineWords];
+        }
+        total += even ^ odd;
+      });
+  }
+
+  const size_t threads_;
+  std::unique_ptr<void, decltype(&std::free)> memory_{std::aligned_alloc(kHugePage, kBytes), &std::free};
+};
 
 struct Timeline {
   std::vector<Time> tokens;  // when each generated token arrived
@@ -126,6 +139,7 @@ Result<Loaded> Load(Engine& engine, int count, int prompt, int generate, uint64_
 struct Figures {
   double prefill = 0, decode = 0, first_token = 0;
   double step_p50 = 0, step_p99 = 0;
+  double bandwidth = 0;      // bytes a second that could be read from memory just before and after, whichever was more
   std::vector<double> busy;  // [rank]: share of the time that it computed, while every sequence decoded
 };
 
@@ -159,6 +173,9 @@ void MeasureBusy(const Loaded& loaded, size_t ranks, Figures& figures) {
 
 Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
   Figures figures;
+  int threads = 0;
+  for (const auto& rank : engine.group().ranks) threads += rank.threads;
+  const MemoryReader memory(threads);
   SHOAL_RETURN_IF_ERROR(Load(engine, 1, std::min(flags.prompt, 16), 2, 0));  // touch every weight once
   std::vector<double> first;
   for (int round = 0; round < flags.rounds; ++round) {
@@ -169,25 +186,31 @@ Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
   figures.first_token = Quantile(first, 0.5);
   figures.prefill = flags.prompt / figures.first_token;
   std::vector<Figures> rounds;
+  double before = memory.Measure();
   for (int round = 0; round < flags.rounds && flags.generate > 1; ++round) {
     SHOAL_ASSIGN(const auto loaded, Load(engine, flags.sequences, std::min(flags.prompt, 32), flags.generate,
                                          200 + static_cast<uint64_t>(round)));
     MeasureDecode(loaded.lines, figures);
     MeasureBusy(loaded, engine.group().ranks.size(), figures);
+    const double after = memory.Measure();
+    figures.bandwidth = std::max(std::exchange(before, after), after);
     rounds.push_back(figures);
   }
-  if (rounds.empty()) return figures;
+  if (rounds.empty()) {
+    figures.bandwidth = before;
+    return figures;
+  }
   std::sort(rounds.begin(), rounds.end(), [](const Figures& a, const Figures& b) { return a.decode < b.decode; });
   return rounds[rounds.size() / 2];
 }
 
-void Print(const BenchFlags& flags, const Session& session, const Figures& figures, double bandwidth) {
+void Print(const BenchFlags& flags, const Session& session, const Figures& figures) {
   uint64_t weights = 0;
   for (const auto& rank : session.engine->group().ranks) weights += rank.weight_bytes;
   // One step of a batch reads every weight once (a dense model): no decoder can be faster than this. In a pipeline the
   // sequences are in so many batches.
   const double batch = static_cast<double>(flags.sequences) / std::min(flags.sequences, flags.engine.stages);
-  const double bound = bandwidth / static_cast<double>(weights) * batch;
+  const double bound = figures.bandwidth / static_cast<double>(weights) * batch;
   nlohmann::ordered_json json = {{"model", session.engine->spec().name},
                                  {"kernel", session.engine->group().kernel},
                                  {"threads", session.engine->group().ranks.front().threads},
@@ -206,7 +229,7 @@ void Print(const BenchFlags& flags, const Session& session, const Figures& figur
                                  {"busy", figures.busy},
                                  {"load_ms", Seconds(session.load_time) * 1e3},
                                  {"weight_bytes", weights},
-                                 {"bounds", {{"read_bytes_per_s", bandwidth}, {"decode_tokens_per_s", bound}}}};
+                                 {"bounds", {{"read_bytes_per_s", figures.bandwidth}, {"decode_tokens_per_s", bound}}}};
   if (flags.json) {
     std::cout << json.dump() << std::endl;
     return;
@@ -217,7 +240,7 @@ void Print(const BenchFlags& flags, const Session& session, const Figures& figur
   std::printf("  decode    %9.1f tokens/s   (%d sequences together; a step takes %.2f ms p50, %.2f ms p99)\n",
               figures.decode, flags.sequences, figures.step_p50 * 1e3, figures.step_p99 * 1e3);
   std::printf("  bound     %9.1f tokens/s   (%.2f GB of weights read at %.1f GB/s: %.0f %% of it reached)\n", bound,
-              static_cast<double>(weights) / 1e9, bandwidth / 1e9, figures.decode / bound * 100);
+              static_cast<double>(weights) / 1e9, figures.bandwidth / 1e9, figures.decode / bound * 100);
   if (figures.busy.size() < 2) return;
   std::printf("  busy     ");
   for (const double busy : figures.busy) std::printf(" %8.0f %%", busy * 100);
@@ -243,9 +266,7 @@ int BenchCommand(const BenchFlags& flags) {
         "the model's context of " + std::to_string(context) + " tokens is too small for --prompt and --generate"));
   auto figures = Measure(*(*session)->engine, flags);
   if (!figures) return ReportError(figures.error());
-  int threads = 0;
-  for (const auto& rank : (*session)->engine->group().ranks) threads += rank.threads;
-  Print(flags, **session, *figures, ReadBandwidth(threads));
+  Print(flags, **session, *figures);
   return kExitOk;
 }
 
