@@ -77,11 +77,10 @@ Result<std::vector<KeyHash>> LoadApiKeys(const std::string& path) {
   return keys;
 }
 
-bool IsKnownKey(std::string_view key, const std::vector<KeyHash>& known) {
-  const KeyHash hash = HashKey(key);
+bool IsKnownKey(const KeyHash& key, const std::vector<KeyHash>& known) {
   unsigned found = 0;
   for (const KeyHash& one : known)
-    found |= static_cast<unsigned>(CRYPTO_memcmp(hash.data(), one.data(), hash.size()) == 0);
+    found |= static_cast<unsigned>(CRYPTO_memcmp(key.data(), one.data(), key.size()) == 0);
   return found != 0;
 }
 

@@ -20,6 +20,6 @@ KeyHash HashKey(std::string_view key);
 Result<std::vector<KeyHash>> LoadApiKeys(const std::string& path);
 
 // Takes the same time whatever the key and whichever of the keys it is.
-bool IsKnownKey(std::string_view key, const std::vector<KeyHash>& known);
+bool IsKnownKey(const KeyHash& key, const std::vector<KeyHash>& known);
 
 }  // namespace shoal::serve

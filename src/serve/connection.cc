@@ -298,8 +298,11 @@ Connection::Task<void> Connection::Reply(Exchange& exchange, Incoming& incoming)
     co_await SendError(exchange, answer.error());
   else if (auto* response = std::get_if<HttpResponse>(&*answer))
     co_await Send(exchange, std::move(*response));
-  else
-    co_await Generate(exchange, std::move(std::get<std::unique_ptr<Generation>>(*answer)));
+  else {
+    auto generation = std::move(std::get<std::unique_ptr<Generation>>(*answer));
+    for (Request& sequence : generation->requests) sequence.tenant = admitted->tenant;
+    co_await Generate(exchange, std::move(generation));
+  }
 }
 
 }  // namespace shoal::serve

@@ -34,7 +34,6 @@ constexpr ReasonRow kByReason[] = {
     {reasons::kExpectationFailed, {417, kInvalid, 0, {}}},
     {reasons::kHeadersTooLarge, {431, kInvalid, 0, {}}},
     {reasons::kQueueFull, {429, "rate_limit_error", 1, true}},
-    {reasons::kOutOfBlocks, {429, "rate_limit_error", 1, true}},
     {reasons::kOverloaded, {503, kServer, 1, true}},
     {reasons::kTooManyConnections, {503, kServer, 1, true}},
     {reasons::kShuttingDown, {503, kServer, 5, true}},
@@ -69,9 +68,6 @@ ErrorClass ByCode(Code code) {
 }  // namespace
 
 ErrorClass Classify(const Error& error) {
-  // An out-of-memory or a lost peer keeps its code's answer whatever the place it was noticed in; a request that
-  // can never fit (kInvalidArgument with a resource's reason) must not be retried.
-  if (error.code == Code::kInvalidArgument && error.reason == reasons::kOutOfBlocks) return ByCode(error.code);
   for (const ReasonRow& row : kByReason)
     if (row.reason == error.reason) return row.answer;
   return ByCode(error.code);

@@ -61,10 +61,10 @@ TEST(ApiKeys, ReadsKeysAndHashes) {
   const auto keys = LoadApiKeys(path);
   ASSERT_TRUE(keys.has_value());
   EXPECT_EQ(keys->size(), 2u);
-  EXPECT_TRUE(IsKnownKey("sk-one", *keys));
-  EXPECT_TRUE(IsKnownKey("sk-two", *keys));
-  EXPECT_FALSE(IsKnownKey("sk-three", *keys));
-  EXPECT_FALSE(IsKnownKey("", *keys));
+  EXPECT_TRUE(IsKnownKey(HashKey("sk-one"), *keys));
+  EXPECT_TRUE(IsKnownKey(HashKey("sk-two"), *keys));
+  EXPECT_FALSE(IsKnownKey(HashKey("sk-three"), *keys));
+  EXPECT_FALSE(IsKnownKey(HashKey(""), *keys));
   for (const std::string bad : {"", "# only a comment\n", "sha256:12\n", "sha256:zz"}) {
     shoal::testing::WriteFile(path, bad);
     EXPECT_FALSE(LoadApiKeys(path).has_value()) << bad;

@@ -73,8 +73,8 @@ Status Router::CheckHost(const HttpRequest& head) const {
   return {};
 }
 
-Status Router::CheckKey(const HttpRequest& head) const {
-  if (keys_.empty()) return {};
+Result<std::string> Router::TenantOf(const HttpRequest& head) const {
+  if (keys_.empty()) return std::string();
   const auto refused = [](std::string message) {
     return Fail(Code::kUnauthenticated, reasons::kInvalidApiKey, std::move(message));
   };
@@ -82,9 +82,10 @@ Status Router::CheckKey(const HttpRequest& head) const {
     return refused("this server needs an API key: send one header \"Authorization: Bearer KEY\"");
   const std::string_view value = *head.Header("authorization");
   constexpr std::string_view kScheme = "bearer ";
-  if (Lower(value.substr(0, kScheme.size())) != kScheme || !IsKnownKey(value.substr(kScheme.size()), keys_))
-    return refused("the API key is not known here");
-  return {};
+  if (Lower(value.substr(0, kScheme.size())) != kScheme) return refused("the API key is not known here");
+  const KeyHash key = HashKey(value.substr(kScheme.size()));
+  if (!IsKnownKey(key, keys_)) return refused("the API key is not known here");
+  return std::string(key.begin(), key.end());
 }
 
 std::expected<Admission, Refusal> Router::Admit(const HttpRequest& head) const {
@@ -106,8 +107,12 @@ std::expected<Admission, Refusal> Router::Admit(const HttpRequest& head) const {
     if (HasMethod(one, head.method)) route = &one;
   }
   // Also an unknown path needs the key: nobody without one learns what is here.
-  if (!open)
-    if (Status status = CheckKey(head); !status) return refuse(std::move(status).error());
+  Admission admission;
+  if (!open) {
+    auto tenant = TenantOf(head);
+    if (!tenant) return refuse(std::move(tenant).error());
+    admission.tenant = std::move(*tenant);
+  }
   if (allow.empty())
     return refuse(MakeError(Code::kNotFound, reasons::kRouteNotFound,
                             std::format("there is no {} here", head.path.substr(0, 256))));
@@ -115,7 +120,7 @@ std::expected<Admission, Refusal> Router::Admit(const HttpRequest& head) const {
     return refuse(MakeError(Code::kInvalidArgument, reasons::kMethodNotAllowed,
                             std::format("{} takes {}", head.path.substr(0, 256), allow)),
                   allow);
-  Admission admission{route, {}};
+  admission.route = route;
   if (route->path.ends_with('/')) {
     auto rest = PercentDecode(std::string_view(head.path).substr(route->path.size()));
     if (!rest) return refuse(BadRequest("the address has a broken percent escape"));

@@ -38,6 +38,7 @@ struct Refusal {
 struct Admission {
   const Route* route = nullptr;
   std::string rest;
+  std::string tenant;  // who asks: the hash of the key; empty where none is needed
 };
 
 class Router {
@@ -50,7 +51,7 @@ class Router {
 
  private:
   Status CheckHost(const HttpRequest& head) const;
-  Status CheckKey(const HttpRequest& head) const;
+  Result<std::string> TenantOf(const HttpRequest& head) const;
   const std::vector<Route> routes_;
   const std::vector<KeyHash> keys_;
   const bool loopback_only_;

@@ -369,6 +369,26 @@ TEST_F(ServerTest, NeedsAKeyEverywhereButForHealth) {  // H19
             401);
 }
 
+TEST_F(ServerTest, AKeyIsATenant) {
+  const auto tenant_of = [&](const std::string& headers) {
+    EXPECT_EQ(Raw(TestClient::Post("/v1/completions", kShort, headers)).status, 200);
+    std::string tenant;
+    EXPECT_TRUE(engine_.WaitFor([&](const FakeEngine& engine) {
+      tenant = engine.requests.back().tenant;
+      return true;
+    }));
+    return tenant;
+  };
+  EXPECT_EQ(tenant_of(""), "");
+  StartServer({}, {HashKey("sk-one"), HashKey("sk-two")});
+  const std::string one = tenant_of("Authorization: Bearer sk-one\r\n");
+  const std::string two = tenant_of("Authorization: Bearer sk-two\r\n");
+  EXPECT_EQ(one.size(), sizeof(KeyHash));
+  EXPECT_NE(one, two);
+  EXPECT_EQ(one.find("sk-one"), std::string::npos);
+  EXPECT_EQ(tenant_of("authorization: bearer sk-one\r\n"), one);
+}
+
 TEST_F(ServerTest, OnLoopbackAnswersThisMachinesNamesOnly) {  // H21
   const auto get = [&](const std::string& headers) {
     return Raw("GET /v1/models HTTP/1.1\r\n" + headers + "\r\n").status;

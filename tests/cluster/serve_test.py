@@ -100,6 +100,22 @@ def api_keys_guard_all_but_health():
             assert server.request("GET", "/v1/models", headers={"Authorization": "Bearer sk-three"})[0] == 401
 
 
+def a_key_finds_in_the_prefix_cache_what_it_put_there():
+    with tempfile.NamedTemporaryFile("w", suffix=".keys") as keys:
+        keys.write("sk-one\nsk-two\n")
+        keys.flush()
+        with Server(MODEL, "--api-key-file", keys.name) as server:
+            def ask(key):
+                status, text = server.request("POST", "/v1/completions", dict(prompt="Once upon a time " * 12, max_tokens=4, temperature=0),
+                                              {"Authorization": f"Bearer {key}", "Content-Type": "application/json"})
+                assert status == 200, text
+                answer = json.loads(text)
+                return answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["choices"][0]["text"]
+            first, again, other, both = ask("sk-one"), ask("sk-one"), ask("sk-two"), ask("sk-two")
+            assert first[0] == other[0] == 0 and again[0] == both[0] > 0, (first, again, other, both)
+            assert len({text for _, text in (first, again, other, both)}) == 1, (first, again, other, both)
+
+
 def exit_codes():
     assert run("serve").returncode == 2
     assert run("run", "/nonexistent.gguf", "-p", "x").returncode == 4
@@ -117,6 +133,13 @@ def exit_codes():
             config.flush()
             got = run("run", MODEL, "-p", "x", "--config", config.name).returncode
             assert got == code, f"{text!r}: exit {got}"
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
+        config.write("[run]\ntokens = 3\ntemp = 0\n[bench]\nrounds = 1\n")
+        config.flush()
+        given = ["run", MODEL, "-p", "x", "--ignore-eos", "--json", "--config", config.name]
+        ids = lambda *flags, **variables: len(json.loads(run(*given, *flags, env=variables, check=0).stdout)["ids"])
+        lengths = ids(), ids(SHOAL_TOKENS="5"), ids("-n", "7", SHOAL_TOKENS="5"), ids(SHOAL_TOKENS="")
+        assert lengths == (3, 5, 7, 3), f"a flag, then a variable, then the file: {lengths}"
     with Process("serve", MODEL, "--wait-for", "1", "--token-file", "/nonexistent/token", "--cluster-port", "0") as head:
         assert head.child.wait(20) == 3
     assert run("--help").returncode == 0
@@ -124,4 +147,5 @@ def exit_codes():
 
 if __name__ == "__main__":
     main([sixty_four_streams("--workers", "2"), sixty_four_streams("--workers", "3", "--stages", "2"), batched_with_others_equals_alone, a_client_that_leaves_is_cancelled,
-          a_reader_that_stalls_does_not_hold_the_others, sigterm_drains, api_keys_guard_all_but_health, exit_codes])
+          a_reader_that_stalls_does_not_hold_the_others, sigterm_drains, api_keys_guard_all_but_health,
+          a_key_finds_in_the_prefix_cache_what_it_put_there, exit_codes])
