@@ -136,15 +136,26 @@ Result<Loaded> Load(Engine& engine, int count, int prompt, int generate, uint64_
   return std::move(run->loaded);
 }
 
-struct Figures {
-  double prefill = 0, decode = 0, first_token = 0;
+struct Prefill {
+  double tokens_per_s = 0;
+  double first_p50 = 0, first_p99 = 0;  // seconds from the request to its first token
+};
+
+struct Decode {
+  int sequences = 0;        // together
+  double tokens_per_s = 0;  // of all
   double step_p50 = 0, step_p99 = 0;
   double bandwidth = 0;      // bytes a second that could be read from memory just before and after, whichever was more
   std::vector<double> busy;  // [rank]: share of the time that it computed, while every sequence decoded
 };
 
+struct Figures {
+  Prefill prefill;
+  std::vector<Decode> decode;  // one for each number of sequences that was asked for
+};
+
 // The tokens that arrived while every sequence was decoding, over that time.
-void MeasureDecode(const std::vector<Timeline>& lines, Figures& figures) {
+void MeasureSteps(const std::vector<Timeline>& lines, Decode& decode) {
   Time begin{}, end = Time::max();
   for (const auto& line : lines) {
     begin = std::max(begin, line.tokens.front());
@@ -157,94 +168,133 @@ void MeasureDecode(const std::vector<Timeline>& lines, Figures& figures) {
       if (line.tokens[i] > begin && line.tokens[i] <= end) ++tokens;
       gaps.push_back(Seconds(line.tokens[i] - line.tokens[i - 1]));
     }
-  figures.decode = end > begin ? tokens / Seconds(end - begin) : 0;
-  figures.step_p50 = Quantile(gaps, 0.5);
-  figures.step_p99 = Quantile(gaps, 0.99);
+  decode.tokens_per_s = end > begin ? tokens / Seconds(end - begin) : 0;
+  decode.step_p50 = Quantile(gaps, 0.5);
+  decode.step_p99 = Quantile(gaps, 0.99);
 }
 
-void MeasureBusy(const Loaded& loaded, size_t ranks, Figures& figures) {
+void MeasureBusy(const Loaded& loaded, size_t ranks, Decode& decode) {
   const BusySample &begin = loaded.all_decode, &end = loaded.first_ends;
-  figures.busy.clear();
   if (end.at <= begin.at) return;
   for (size_t r = 0; r < ranks; ++r)
-    figures.busy.push_back(static_cast<double>(end.busy[r] - begin.busy[r]) /
-                           static_cast<double>((end.at - begin.at).count()));
+    decode.busy.push_back(static_cast<double>(end.busy[r] - begin.busy[r]) /
+                          static_cast<double>((end.at - begin.at).count()));
 }
 
-Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
-  Figures figures;
-  int threads = 0;
-  for (const auto& rank : engine.group().ranks) threads += rank.threads;
-  const MemoryReader memory(threads);
-  SHOAL_RETURN_IF_ERROR(Load(engine, 1, std::min(flags.prompt, 16), 2, 0));  // touch every weight once
+Result<Prefill> MeasurePrefill(Engine& engine, const BenchFlags& flags) {
   std::vector<double> first;
   for (int round = 0; round < flags.rounds; ++round) {
     SHOAL_ASSIGN(const auto loaded, Load(engine, 1, flags.prompt, 1, 100 + static_cast<uint64_t>(round)));
     const Timeline& line = loaded.lines[0];
     first.push_back(Seconds(line.tokens.front() - line.submitted));
   }
-  figures.first_token = Quantile(first, 0.5);
-  figures.prefill = flags.prompt / figures.first_token;
-  std::vector<Figures> rounds;
-  double before = memory.Measure();
-  for (int round = 0; round < flags.rounds && flags.generate > 1; ++round) {
-    SHOAL_ASSIGN(const auto loaded, Load(engine, flags.sequences, std::min(flags.prompt, 32), flags.generate,
-                                         200 + static_cast<uint64_t>(round)));
-    MeasureDecode(loaded.lines, figures);
-    MeasureBusy(loaded, engine.group().ranks.size(), figures);
-    const double after = memory.Measure();
-    figures.bandwidth = std::max(std::exchange(before, after), after);
-    rounds.push_back(figures);
-  }
-  if (rounds.empty()) {
-    figures.bandwidth = before;
-    return figures;
-  }
-  std::sort(rounds.begin(), rounds.end(), [](const Figures& a, const Figures& b) { return a.decode < b.decode; });
-  return rounds[rounds.size() / 2];
+  const double median = Quantile(first, 0.5);
+  return Prefill{flags.prompt / median, median, Quantile(first, 0.99)};
 }
 
-void Print(const BenchFlags& flags, const Session& session, const Figures& figures) {
+// The round in the middle.
+Result<Decode> MeasureDecode(Engine& engine, const BenchFlags& flags, int sequences, const MemoryReader& memory) {
+  std::vector<Decode> rounds;
+  double before = memory.Measure();
+  for (int round = 0; round < flags.rounds && flags.generate > 1; ++round) {
+    SHOAL_ASSIGN(const auto loaded, Load(engine, sequences, std::min(flags.prompt, 32), flags.generate,
+                                         200 + static_cast<uint64_t>(round)));
+    Decode decode;
+    decode.sequences = sequences;
+    MeasureSteps(loaded.lines, decode);
+    MeasureBusy(loaded, engine.group().ranks.size(), decode);
+    const double after = memory.Measure();
+    decode.bandwidth = std::max(std::exchange(before, after), after);
+    rounds.push_back(std::move(decode));
+  }
+  if (rounds.empty()) {  // --generate 1
+    Decode none;
+    none.sequences = sequences;
+    none.bandwidth = before;
+    return none;
+  }
+  std::ranges::sort(rounds, {}, &Decode::tokens_per_s);
+  return std::move(rounds[rounds.size() / 2]);
+}
+
+Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
+  SHOAL_RETURN_IF_ERROR(Load(engine, 1, std::min(flags.prompt, 16), 2, 0));  // touch every weight once
+  int threads = 0;
+  for (const auto& rank : engine.group().ranks) threads += rank.threads;
+  const MemoryReader memory(threads);
+  Figures figures;
+  SHOAL_ASSIGN(figures.prefill, MeasurePrefill(engine, flags));
+  for (const int sequences : flags.sequences) {
+    SHOAL_ASSIGN(auto decode, MeasureDecode(engine, flags, sequences, memory));
+    figures.decode.push_back(std::move(decode));
+  }
+  return figures;
+}
+
+uint64_t WeightBytes(const Session& session) {
   uint64_t weights = 0;
   for (const auto& rank : session.engine->group().ranks) weights += rank.weight_bytes;
-  // One step of a batch reads every weight once (a dense model): no decoder can be faster than this. In a pipeline the
-  // sequences are in so many batches.
-  const double batch = static_cast<double>(flags.sequences) / std::min(flags.sequences, flags.engine.stages);
-  const double bound = figures.bandwidth / static_cast<double>(weights) * batch;
+  return weights;
+}
+
+// One step of a batch reads every weight once (a dense model): no decoder can be faster than this. In a pipeline the sequences
+// are in so many batches.
+double BoundOf(const Decode& decode, uint64_t weights, int stages) {
+  const double batch = static_cast<double>(decode.sequences) / std::min(decode.sequences, stages);
+  return decode.bandwidth / static_cast<double>(weights) * batch;
+}
+
+nlohmann::ordered_json JsonOf(const Decode& decode, uint64_t weights, int stages) {
+  return {
+      {"sequences", decode.sequences},
+      {"decode_tokens_per_s", decode.tokens_per_s},
+      {"step_ms_p50", decode.step_p50 * 1e3},
+      {"step_ms_p99", decode.step_p99 * 1e3},
+      {"busy", decode.busy},
+      {"bounds", {{"read_bytes_per_s", decode.bandwidth}, {"decode_tokens_per_s", BoundOf(decode, weights, stages)}}}};
+}
+
+void PrintJson(const BenchFlags& flags, const Session& session, const Figures& figures) {
+  const uint64_t weights = WeightBytes(session);
+  const int stages = flags.engine.stages;
   nlohmann::ordered_json json = {{"model", session.engine->spec().name},
                                  {"kernel", session.engine->group().kernel},
                                  {"threads", session.engine->group().ranks.front().threads},
                                  {"workers", flags.engine.workers},
-                                 {"sequences", flags.sequences},
-                                 {"prompt", flags.prompt},
-                                 {"generate", flags.generate},
-                                 {"prefill_tokens_per_s", figures.prefill},
-                                 {"decode_tokens_per_s", figures.decode},
-                                 {"time_to_first_token_ms", figures.first_token * 1e3},
-                                 {"step_ms_p50", figures.step_p50 * 1e3},
-                                 {"step_ms_p99", figures.step_p99 * 1e3},
-                                 {"stages", flags.engine.stages},
+                                 {"stages", stages},
                                  {"kv_type", ToString(flags.engine.kv_type)},
                                  {"overlap", ToString(flags.engine.overlap)},
-                                 {"busy", figures.busy},
                                  {"load_ms", Seconds(session.load_time) * 1e3},
                                  {"weight_bytes", weights},
-                                 {"bounds", {{"read_bytes_per_s", figures.bandwidth}, {"decode_tokens_per_s", bound}}}};
-  if (flags.json) {
-    std::cout << json.dump() << std::endl;
-    return;
-  }
+                                 {"prompt", flags.prompt},
+                                 {"generate", flags.generate},
+                                 {"prefill_tokens_per_s", figures.prefill.tokens_per_s},
+                                 {"time_to_first_token_ms", figures.prefill.first_p50 * 1e3},
+                                 {"time_to_first_token_ms_p99", figures.prefill.first_p99 * 1e3}};
+  json.update(JsonOf(figures.decode.front(), weights, stages));
+  for (const Decode& decode : figures.decode) json["batches"].push_back(JsonOf(decode, weights, stages));
+  std::cout << json.dump() << std::endl;
+}
+
+void PrintText(const BenchFlags& flags, const Session& session, const Figures& figures) {
+  const uint64_t weights = WeightBytes(session);
   std::printf("%s\n", Summary(session.engine->spec()).c_str());
-  std::printf("  prefill   %9.1f tokens/s   (%d tokens, first token after %.1f ms)\n", figures.prefill, flags.prompt,
-              figures.first_token * 1e3);
-  std::printf("  decode    %9.1f tokens/s   (%d sequences together; a step takes %.2f ms p50, %.2f ms p99)\n",
-              figures.decode, flags.sequences, figures.step_p50 * 1e3, figures.step_p99 * 1e3);
-  std::printf("  bound     %9.1f tokens/s   (%.2f GB of weights read at %.1f GB/s: %.0f %% of it reached)\n", bound,
-              static_cast<double>(weights) / 1e9, figures.bandwidth / 1e9, figures.decode / bound * 100);
-  if (figures.busy.size() < 2) return;
-  std::printf("  busy     ");
-  for (const double busy : figures.busy) std::printf(" %8.0f %%", busy * 100);
-  std::printf("   (share of the time that each rank computed)\n");
+  std::printf("  prefill %9.1f tokens/s   (%d tokens; the first token comes after %.1f ms p50, %.1f ms p99)\n\n",
+              figures.prefill.tokens_per_s, flags.prompt, figures.prefill.first_p50 * 1e3,
+              figures.prefill.first_p99 * 1e3);
+  std::printf(
+      "  decode   tokens/s   a step takes, p50      p99   at most tokens/s   (%.2f GB of weights read a step)\n",
+      static_cast<double>(weights) / 1e9);
+  for (const Decode& decode : figures.decode) {
+    const double bound = BoundOf(decode, weights, flags.engine.stages);
+    std::printf("  %6d  %9.1f          %9.2f ms %8.2f ms  %9.1f   (memory gives %.1f GB/s: %.0f %% of it reached)\n",
+                decode.sequences, decode.tokens_per_s, decode.step_p50 * 1e3, decode.step_p99 * 1e3, bound,
+                decode.bandwidth / 1e9, decode.tokens_per_s / bound * 100);
+    if (decode.busy.size() < 2) continue;
+    std::printf("         busy:");
+    for (const double busy : decode.busy) std::printf(" %.0f %%", busy * 100);
+    std::printf(" of the time that each rank had\n");
+  }
 }
 
 }  // namespace
@@ -256,7 +306,7 @@ int BenchCommand(const BenchFlags& flags) {
   engine.speculate = false;
   engine.prefix_cache = false;
   engine.mixed_rows = 0;  // all sequences are to decode together soon
-  engine.sequences = std::max(engine.sequences, flags.sequences);
+  engine.sequences = std::max(engine.sequences, std::ranges::max(flags.sequences));
   auto session = StartSession(engine);
   if (!session) return ReportError(session.error());
   if (const int context = (*session)->engine->spec().context_length;
@@ -266,7 +316,7 @@ int BenchCommand(const BenchFlags& flags) {
         "the model's context of " + std::to_string(context) + " tokens is too small for --prompt and --generate"));
   auto figures = Measure(*(*session)->engine, flags);
   if (!figures) return ReportError(figures.error());
-  Print(flags, **session, *figures);
+  flags.json ? PrintJson(flags, **session, *figures) : PrintText(flags, **session, *figures);
   return kExitOk;
 }
 

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <format>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <string_view>
@@ -166,9 +167,11 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
       ->check(Between(1e-6, 1e6));
   AddKvType(command, flags.engine.kv_type);
   AddOverlap(command, flags.engine.overlap);
-  Flag(command, "--sequences", flags.sequences, "sequences decoding at once")
+  Flag(command, "--sequences", flags.sequences,
+       "sequences decoding at once; several numbers, e.g. 1,4,16, are tried in turn")
+      ->delimiter(',')
       ->check(CLI::Range(1, limits::kMaxStepSequences))
-      ->capture_default_str();
+      ->default_str("1");
   command->add_option("--prompt", flags.prompt, "tokens of the prefill measurement")
       ->envname("SHOAL_BENCH_PROMPT")  // SHOAL_PROMPT is a text
       ->check(CLI::Range(1, limits::kMaxContext))
@@ -180,6 +183,7 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   Switch(command, "--json", flags.json, "print one JSON object");
+  command->footer("Example:\n  shoal bench model.gguf --workers 2 --sequences 1,4,16");
   command->callback([&] { action = [&] { return BenchCommand(flags); }; });
 }
 
@@ -197,7 +201,8 @@ void AddServe(CLI::App& app, ServeFlags& flags, Action& action) {
       ->capture_default_str();
   Switch(command, "--demo", flags.demo, "show a sample completion, or open a prompt on a terminal");
   command->footer(
-      "Example:\n  shoal serve model.gguf --workers 2\n  curl localhost:7462/v1/completions -d '{\"prompt\": \"Once "
+      "Example:\n  shoal serve model.gguf --workers 2\n  curl localhost:7462/v1/completions --json '{\"prompt\": "
+      "\"Once "
       "upon a time\"}'");
   command->callback([&] { action = [&] { return ServeCommand(flags); }; });
 }
@@ -265,6 +270,27 @@ std::string RefusedVariable(const CLI::App& app) {
   return {};
 }
 
+// A variable goes before the file: what is set there is passed over here.
+class FileBehindVariables : public CLI::ConfigTOML {
+ public:
+  explicit FileBehindVariables(const CLI::App& app) : app_(app) {}
+  std::vector<CLI::ConfigItem> from_config(std::istream& in) const override {
+    auto read = CLI::ConfigTOML::from_config(in);
+    std::erase_if(read, [&](const CLI::ConfigItem& item) {
+      if (item.parents.size() != 1) return false;
+      const auto commands =
+          app_.get_subcommands([&](const CLI::App* one) { return one->get_name() == item.parents[0]; });
+      const CLI::Option* option = commands.empty() ? nullptr : commands[0]->get_option_no_throw("--" + item.name);
+      const char* value = option == nullptr ? nullptr : std::getenv(option->get_envname().c_str());
+      return value != nullptr && *value != '\0';
+    });
+    return read;
+  }
+
+ private:
+  const CLI::App& app_;
+};
+
 size_t EditDistance(const std::string& a, const std::string& b) {
   std::vector<size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), size_t{0});
@@ -296,11 +322,13 @@ int Main(int argc, char** argv) {
   app.fallthrough();  // --config and --version may stand behind the command too
   app.set_version_flag("--version", std::string("shoal ") + SHOAL_VERSION);
   app.set_config("--config", "", "a TOML file; each command has a section, each flag a key")->envname("SHOAL_CONFIG");
+  app.config_formatter(std::make_shared<FileBehindVariables>(app));
   app.allow_config_extras(CLI::config_extras_mode::error);
   app.footer(
       "Exit codes: 0 ok, 1 run time, 2 usage, 3 configuration, 4 model missing or corrupt, 5 cluster unreachable, 6 "
       "authentication.\n"
-      "Every flag can be given as SHOAL_<FLAG> in the environment and as a key in --config FILE.");
+      "Every flag can be given as SHOAL_<FLAG> in the environment and as a key in --config FILE; the flag goes first, "
+      "then the variable.");
   Action action;
   RunFlags run;
   ServeFlags serve;

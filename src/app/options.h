@@ -1,5 +1,5 @@
-// What: what the commands were asked to do, after flags, SHOAL_* variables and the configuration file are merged (in that
-// order of precedence). Plain values; app/cli.cc fills them in.
+// What: what the commands were asked to do, after flags, SHOAL_* variables and the configuration file are merged (the first
+// of them goes first). Plain values; app/cli.cc fills them in.
 #pragma once
 
 #include <cstdint>
@@ -50,10 +50,10 @@ struct RunFlags {
 
 struct BenchFlags {
   EngineFlags engine;
-  int sequences = 1;  // decoding at once
-  int prompt = 128;   // tokens of the prefill measurement
-  int generate = 64;  // tokens of each sequence of the decode measurement
-  int rounds = 5;     // the median of these is printed
+  std::vector<int> sequences = {1};  // decoding at once; measured one after the other
+  int prompt = 128;                  // tokens of the prefill measurement
+  int generate = 64;                 // tokens of each sequence of the decode measurement
+  int rounds = 5;                    // the median of these is printed
   bool json = false;
 };
 

@@ -89,7 +89,8 @@ void ShowSample(Session& session, const serve::Server& server) {
   hooks.text = [&](const std::string& text) { out.Write(text); };
   if (auto done = Complete(session, prompt, DemoRequest(), hooks); !done) ReportError(done.error());
   out.Write("\n");
-  std::fprintf(stderr, "try     curl %s/v1/completions -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 64}'\n",
+  std::fprintf(stderr,
+               "try     curl %s/v1/completions --json '{\"prompt\": \"Once upon a time\", \"max_tokens\": 64}'\n",
                server.url().c_str());
 }
 

@@ -11,7 +11,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SRC = ROOT / "src"
 
-# The folder table of DESIGN and ARCHITECTURE: folder -> what it may include besides itself.
+# The folder table of ARCHITECTURE: folder -> what it may include besides itself.
 MAY_INCLUDE = {
     "base": set(),
     "core": {"base"},
