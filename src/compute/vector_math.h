@@ -1,5 +1,5 @@
 // What: the element-wise and per-row arithmetic between the matrix products. Every function treats a value the same way
-// wherever it lies in its vector, and sums in an order that depends on the length alone (DESIGN D4).
+// wherever it lies in its vector, and sums in an order that depends on the length alone (docs/design.md D4).
 // Threads: pure.
 #pragma once
 

@@ -1,4 +1,4 @@
-// What: virtual slices, the arithmetic that makes results independent of the split (DESIGN D4). The K dimension of a
+// What: virtual slices, the arithmetic that makes results independent of the split (docs/design.md D4). The K dimension of a
 // row-parallel product (attention output, FFN down) is cut into 16 slices; slice sums are added in a fixed binary tree.
 // A rank holds a contiguous run of slices, so what it contributes is the sums of the maximal aligned subtrees of its run.
 //

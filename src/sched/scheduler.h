@@ -1,4 +1,4 @@
-// What: decides what each step computes: requests and KV blocks in, the next StepPlan out (DESIGN §4).
+// What: decides what each step computes: requests and KV blocks in, the next StepPlan out.
 //
 //     Add ──▶ waiting ──admit──▶ running ──▶ finished        one loop of the owner:
 //                ▲                  │                           decision = Schedule();  start decision.plan

@@ -2,7 +2,7 @@
 // multiplied with rows of activations; one source (Highway) serves AVX2, AVX-512, NEON, chosen at run time.
 //
 // Exact: an output value is the same sequence of float operations whatever the number of activation rows, the thread
-// count, the other output rows in the matrix, or how the K dimension is split over ranks (DESIGN D4, core/slices.h).
+// count, the other output rows in the matrix, or how the K dimension is split over ranks (docs/design.md D4, core/slices.h).
 //
 // Shapes: weights [out_rows, columns], activations [n, columns] f32, result [outputs, n, out_rows] f32, where outputs =
 // layout.subtrees.size(): one sum per maximal aligned subtree of the K slices that this rank holds (1 for a whole K).
