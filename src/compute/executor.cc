@@ -57,6 +57,7 @@ class LocalExecutor final : public Executor {
     return logits;
   }
 
+  ThreadPool& threads() override { return pool_; }
   StepWaits waits() const override { return waits_; }
   size_t weight_bytes() const override { return shard_->weights.bytes; }
   size_t kv_bytes() const override { return shard_->kv_bytes; }

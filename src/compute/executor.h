@@ -64,6 +64,9 @@ class Executor {
   // empty elsewhere. The span is valid until the next call.
   virtual Result<std::span<const float>> Forward(const RowBatch& batch) = 0;
 
+  // The rank's threads, for what is done with the logits; not while Forward runs.
+  virtual ThreadPool& threads() = 0;
+
   // How long the last Forward waited for other ranks instead of computing.
   virtual StepWaits waits() const = 0;
   virtual size_t weight_bytes() const = 0;  // resident, packed
@@ -81,6 +84,8 @@ struct FileWeights {
   double layer = 0;
 };
 FileWeights FileWeightsOf(const ModelSpec& spec);
+// What no step has to read: the tables that single rows are looked up in, and the experts that one token leaves out.
+uint64_t FileBytesUnread(const ModelSpec& spec);
 // Of the rank with `share`, by equal layers and slices: what head and worker both reckon its weights by before they are there.
 uint64_t FileWeightBytes(const ModelSpec& spec, const RankShare& share);
 

@@ -52,6 +52,7 @@ void Forward::Experts::Route(const LayerPlan&) {
   const auto& spec = forward_.spec_;
   const size_t experts = Size(spec.n_experts), used = Size(spec.n_experts_used), rows = Size(forward_.step_.rows);
   std::fill(first_slot_.begin(), first_slot_.end(), 0);
+  std::vector<bool> taken;
   for (size_t r = 0; r < rows; ++r) {
     const float* logits = router_logits_.floats() + r * experts;
     const float largest = *std::max_element(logits, logits + experts);
@@ -59,7 +60,7 @@ void Forward::Experts::Route(const LayerPlan&) {
     for (size_t e = 0; e < experts; ++e) sum += probability_[e] = std::exp(logits[e] - largest);
     for (size_t e = 0; e < experts; ++e) probability_[e] /= sum;
     int32_t* chosen = chosen_.data() + r * used;
-    std::vector<bool> taken(experts, false);
+    taken.assign(experts, false);
     for (size_t i = 0; i < used; ++i) {
       size_t best = experts;
       for (size_t e = 0; e < experts; ++e)
@@ -161,33 +162,46 @@ void Forward::Experts::Add(Program& program, Workers row, const LayerPlan& layer
   const LayerWeights& w = *layer.weights;
   const bool alone = f.plan_.size() == 1;
   const auto split = SplitSlices(layer.ffn_layout);
-  program.Add(Workers::kDealt, [this, &f, &w](int ith, int nth) {
-    const auto& router = *w.router.matrix;
-    router.Multiply(f.prepared_h_.For(router), f.step_.rows, nullptr, router_logits_.floats(), Size(router.rows()), 0,
-                    ith, nth);
-  });
+  program.Add(
+      Workers::kDealt,
+      [this, &f, &w](int ith, int nth) {
+        const auto& router = *w.router.matrix;
+        router.Multiply(f.prepared_h_.For(router), f.step_.rows, nullptr, router_logits_.floats(), Size(router.rows()),
+                        0, ith, nth);
+      },
+      int64_t{f.spec_.n_experts} * f.spec_.n_embd);
   program.Add(Workers::kOne, [this, &layer](int, int) { Route(layer); });
   const int64_t work = split.columns() * f.spec_.n_embd * f.spec_.n_experts_used;
   if (split.columns() > 0) {
     program.Add(Workers::kDealt, [this, &layer](int ith, int nth) { MultiplyIn(layer, ith, nth); }, 2 * work);
-    program.Add(row, [this, &f, columns = split.columns()](int ith, int nth) {
-      const auto part = PartOf(int64_t{f.step_.rows} * f.spec_.n_experts_used, ith, nth);
-      for (int64_t s = part.first; s < part.last; ++s)
-        vec::Activate(f.spec_.activation, gate_.floats() + s * columns, up_.floats() + s * columns, Size(columns));
-    });
+    const int64_t elements = split.columns() * f.spec_.n_experts_used;  // of a row
+    program.Add(
+        Workers::kDealt,
+        [this, &f, columns = split.columns()](int ith, int nth) {
+          const auto part = PartOf(int64_t{f.step_.rows} * f.spec_.n_experts_used, ith, nth);
+          for (int64_t s = part.first; s < part.last; ++s)
+            vec::Activate(f.spec_.activation, gate_.floats() + s * columns, up_.floats() + s * columns, Size(columns));
+        },
+        kActivateWork * elements);
     KindSet kinds;
     for (const auto& expert : w.experts) kinds.Add(expert.down);
     for (int kind = 0; kind < 2; ++kind) {
       if (!kinds.of[kind]) continue;
-      program.Add(row, [this, &f, kind, split](int ith, int nth) {
-        kernels::Prepare(static_cast<kernels::ActivationKind>(kind), split, gate_.floats(), split.columns(),
-                         int64_t{f.step_.rows} * f.spec_.n_experts_used, prepared_.of[kind].bytes(), ith, nth);
-      });
+      program.Add(
+          Workers::kDealt,
+          [this, &f, kind, split](int ith, int nth) {
+            kernels::Prepare(static_cast<kernels::ActivationKind>(kind), split, gate_.floats(), split.columns(),
+                             int64_t{f.step_.rows} * f.spec_.n_experts_used, prepared_.of[kind].bytes(), ith, nth);
+          },
+          kQuantiseWork * elements);
     }
     program.Add(Workers::kAll, [this, &layer, split](int ith, int nth) { MultiplyDown(layer, split, ith, nth); }, work);
-    program.Add(Workers::kDealt, [this, &f, split, alone, trees = layer.ffn_layout.subtrees](int ith, int nth) {
-      FoldSlices(split, trees, alone ? f.sum_ : f.partial_, ith, nth);
-    });
+    program.Add(
+        Workers::kDealt,
+        [this, &f, split, alone, trees = layer.ffn_layout.subtrees](int ith, int nth) {
+          FoldSlices(split, trees, alone ? f.sum_ : f.partial_, ith, nth);
+        },
+        kNormWork * f.spec_.n_embd * split.outputs());
   }
   if (!alone) f.AddReduce(program, layer.ffn_shares, f.sum_);
   if (f.spec_.n_ff_shared > 0) AddShared(program, row, layer);

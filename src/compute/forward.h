@@ -47,7 +47,12 @@ struct StepState {
   RowBatch batch;
   int rows = 0;                // rows the layers work on; after the last attention only the logit rows
   std::vector<int> positions;  // of the batch's rows
+  int64_t attended = 0;        // positions that they see, all together
 };
+
+// What an element costs, in multiplications of a product (Program::Add): about 0.4 ns, 0.4 ns and 0.2 ns against 0.025 ns; for
+// attention a dimension of a position that a query head sees.
+inline constexpr int64_t kQuantiseWork = 16, kActivateWork = 16, kNormWork = 8, kAttendWork = 2;
 
 class Forward {
  public:
@@ -138,8 +143,5 @@ class Forward {
 
   Program one_row_, many_rows_;
 };
-
-// The part of `count` things that thread ith of nth does.
-inline UnitRange PartOf(int64_t count, int ith, int nth) { return {count * ith / nth, count * (ith + 1) / nth}; }
 
 }  // namespace shoal

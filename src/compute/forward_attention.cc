@@ -153,12 +153,18 @@ void Forward::AddAttention(Program& program, Workers row, const LayerPlan& layer
     });
   }
   if (w.shape.heads.count() > 0) {
-    program.Add(row, [this, &layer](int ith, int nth) { FinishHeads(layer, ith, nth); });
-    program.Add(row, [this, &layer](int ith, int nth) {
-      const auto& kv = layer.kv;
-      kernels::StoreKv(kv, step_.batch.segments, k_.floats(), Size(kv.kv_heads) * Size(kv.k_dim), v_.floats(),
-                       Size(kv.kv_heads) * Size(kv.v_dim), ith, nth);
-    });
+    const int64_t kv_width = w.shape.kv_heads.count() * (spec_.head_dim_k + spec_.head_dim_v);
+    program.Add(
+        row, [this, &layer](int ith, int nth) { FinishHeads(layer, ith, nth); },
+        kNormWork * (w.shape.heads.count() * spec_.head_dim_k + kv_width));
+    program.Add(
+        row,
+        [this, &layer](int ith, int nth) {
+          const auto& kv = layer.kv;
+          kernels::StoreKv(kv, step_.batch.segments, k_.floats(), Size(kv.kv_heads) * Size(kv.k_dim), v_.floats(),
+                           Size(kv.kv_heads) * Size(kv.v_dim), ith, nth);
+        },
+        kNormWork * kv_width);
     // Not dealt: with few rows more parts would mean that keys and values are read more often.
     program.Add(
         Workers::kAll,
@@ -167,7 +173,7 @@ void Forward::AddAttention(Program& program, Workers row, const LayerPlan& layer
           kernels::Attend(layer.kv, shape, step_.batch.segments, q_.floats(), Size(shape.heads) * Size(layer.kv.k_dim),
                           heads_.floats(), Size(shape.heads) * Size(layer.kv.v_dim), ith, nth);
         },
-        w.shape.heads.count() * spec_.head_dim_k * 256);
+        [this, &w](int) { return w.shape.heads.count() * spec_.head_dim_k * step_.attended * kAttendWork; });
   }
   if (layer.last) program.Add(Workers::kOne, [this, &layer](int, int) { KeepLogitRows(layer); });
   KindSet out_kinds;

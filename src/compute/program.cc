@@ -27,7 +27,11 @@ Error ErrorOf(std::exception_ptr exception) {
 }  // namespace
 
 void Program::Add(Workers workers, Operation operation, int64_t work_per_row) {
-  steps_.push_back({.workers = workers, .operation = std::move(operation), .work_per_row = work_per_row});
+  Add(workers, std::move(operation), [work_per_row](int rows) { return work_per_row * rows; });
+}
+
+void Program::Add(Workers workers, Operation operation, Work work) {
+  steps_.push_back({.workers = workers, .operation = std::move(operation), .work = std::move(work)});
 }
 
 void Program::AddMeeting(Partners partners, Meeting meeting) {
@@ -52,7 +56,7 @@ void Program::RunGuarded(const Operation& operation, int ith, int nth) {
 size_t Program::RunToMeeting(size_t at, int rows) {
   for (; at < steps_.size() && !steps_[at].meeting && !failure_.failed(); ++at) {
     const Step& step = steps_[at];
-    const bool alone = step.work_per_row * rows < kWorthSharing;
+    const bool alone = step.workers == Workers::kOne || step.work(rows) < kWorthSharing;
     const auto job = [this, &step](int ith, int nth) { RunGuarded(step.operation, ith, nth); };
     switch (alone ? Workers::kOne : step.workers) {
       case Workers::kOne:

@@ -19,6 +19,7 @@
 #include "base/result.h"
 #include "comm/courier.h"
 #include "compute/thread_pool.h"
+#include "core/slices.h"
 
 namespace shoal {
 
@@ -46,6 +47,9 @@ enum class Workers {
   kDealt,  // shared in smaller parts that go to whoever is free: for work whose parts do not wait for each other
 };
 
+// The part of `count` things that thread ith of nth does.
+inline UnitRange PartOf(int64_t count, int ith, int nth) { return {count * ith / nth, count * (ith + 1) / nth}; }
+
 // Whom a meeting is with.
 enum class Partners {
   kStage,   // the ranks that have the same layers
@@ -72,8 +76,10 @@ class Program {
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
-  // work_per_row: about how many multiplications a row of the step costs; little work is not shared out.
+  // Work: about how many multiplications the step costs, so many a row or what a function says; little work is not shared out.
+  using Work = std::function<int64_t(int rows)>;
   void Add(Workers workers, Operation operation, int64_t work_per_row = 1 << 12);
+  void Add(Workers workers, Operation operation, Work work);
   void AddMeeting(Partners partners, Meeting meeting);
   Status Run(int rows);
   // Of the last run.
@@ -96,7 +102,7 @@ class Program {
   struct Step {
     Workers workers = Workers::kOne;
     Operation operation = {};
-    int64_t work_per_row = 0;
+    Work work = {};
     Meeting meeting = {};  // instead of an operation
     Partners partners = Partners::kStage;
   };

@@ -94,7 +94,7 @@ void ThreadPool::Share(const Job& job, int each) {
   for (int i = 0; i < threads(); ++i)
     hands_[static_cast<size_t>(i)].hand.store({round, static_cast<int16_t>(each), static_cast<int16_t>(each)},
                                               std::memory_order_release);
-  round_.store(round, std::memory_order_release);
+  round_.store(round);  // in one order with a sleeper's entry: it is woken, or sees the number
   round_.notify_all();
   Play(0, round);
   for (uint32_t open = open_.load(std::memory_order_acquire); open != 0; open = open_.load(std::memory_order_acquire))

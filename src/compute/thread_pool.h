@@ -23,7 +23,7 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
-  // Runs job(i, threads()) for each i at the same time; returns when all are done.
+  // Runs job(i, threads()) for each i at the same time; returns when all are done. Waits for every thread.
   void Run(const Job& job) { Share(job, 1); }
   // Runs job(i, n) for each i of n = threads() * kPartsEach. A thread does neighbouring parts, then those that others have not
   // begun; one that does not come at all is not waited for. Parts must not wait for each other.
@@ -50,8 +50,8 @@ class ThreadPool {
   std::unique_ptr<HandSlot[]> hands_;
   std::vector<std::thread> workers_;
   const Job* job_ = nullptr;
-  std::atomic<uint32_t> round_ = 0;  // a new number: there is a job
-  std::atomic<uint32_t> open_ = 0;   // parts that are not done
+  alignas(64) std::atomic<uint32_t> round_ = 0;  // a new number: there is a job
+  alignas(64) std::atomic<uint32_t> open_ = 0;   // parts that are not done; apart from what idle threads look at
   std::atomic<bool> stop_ = false;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <string>
 
 #include "base/checked.h"
@@ -11,6 +12,10 @@
 
 namespace shoal {
 namespace {
+
+// What a logit costs to draw from at least, in multiplications of a product (compute/program.h); several times that with a
+// temperature.
+constexpr int64_t kDrawWork = 16;
 
 std::unexpected<Error> BadPlan(const std::string& what) {
   return Fail(Code::kInternal, reasons::kBadFrame, "the head sent a step that this rank cannot carry out: " + what);
@@ -29,7 +34,19 @@ Pipeline PipelineOf(const std::vector<Stage>& stages, size_t own, int place, Col
 }  // namespace
 
 Rank::Rank(const ModelSpec& spec, int kv_blocks, bool draws, std::unique_ptr<Executor> executor)
-    : n_vocab_(static_cast<int>(spec.n_vocab)), kv_blocks_(kv_blocks), draws_(draws), executor_(std::move(executor)) {}
+    : n_vocab_(static_cast<int>(spec.n_vocab)),
+      kv_blocks_(kv_blocks),
+      draws_(draws),
+      executor_(std::move(executor)),
+      drawing_(executor_->threads(), failure_) {
+  drawing_.Add(
+      Workers::kDealt,
+      [this](int ith, int nth) {
+        const auto part = PartOf(static_cast<int64_t>(drawn_.size()), ith, nth);
+        for (int64_t i = part.first; i < part.last; ++i) DrawOf(drawn_[static_cast<size_t>(i)]);
+      },
+      [this](int sequences) { return sequences > 1 ? kDrawWork * n_vocab_ * static_cast<int64_t>(uses_.size()) : 0; });
+}
 
 Result<std::unique_ptr<Rank>> Rank::Load(const ModelSpec& spec, TensorSource& source, const ShardPlan& plan, int rank,
                                          RankLinks links, const ExecutorOptions& options) {
@@ -118,30 +135,45 @@ Status Rank::LayOut(const StepPlan& plan) {
 }
 
 // Position by position: a guess that was not drawn makes the rows behind it worthless.
-void Rank::Draw(const StepPlan& plan, std::span<const float> logits, StepResult& result) {
-  SequenceId refused = 0;
-  for (size_t i = 0; i < uses_.size(); ++i) {
+void Rank::DrawOf(Draws& draws) {
+  Sequence& sequence = sequences_.at(uses_[draws.first].id);
+  for (size_t i = draws.first; i < draws.last; ++i) {
     const LogitUse& use = uses_[i];
-    Sequence& sequence = sequences_.at(use.id);
-    const auto row = logits.subspan(i * static_cast<size_t>(n_vocab_), static_cast<size_t>(n_vocab_));
+    const auto row = logits_.subspan(i * static_cast<size_t>(n_vocab_), static_cast<size_t>(n_vocab_));
     if (!use.sample) {
       const TokenId token = sequence.tokens[use.position];
       auto found = ComputeLogprobs(row, token, std::max(0, sequence.sampling.logprobs));
-      result.prompt.push_back({use.id, use.position, {token, found.chosen}, std::move(found.top)});
+      draws.prompt.push_back({use.id, use.position, {token, found.chosen}, std::move(found.top)});
       continue;
     }
-    if (use.id == refused) continue;
     SampledToken drawn = Sample(row, sequence.sampling, sequence.tokens, sequence.prompt_length, sequence.forbidden);
     drawn.id = use.id;
     drawn.position = use.position;
     if (sequence.sampling.want_logits) drawn.logits.assign(row.begin(), row.end());
+    const bool as_guessed = !drawn.error && drawn.token == use.guess;
     if (!drawn.error) sequence.tokens.push_back(drawn.token);  // the next draw looks back at it
-    if (drawn.error || drawn.token != use.guess) refused = use.id;
-    result.tokens.push_back(std::move(drawn));
+    draws.tokens.push_back(std::move(drawn));
+    if (!as_guessed) return;
+  }
+}
+
+// Sequences have nothing to do with each other: the rank's threads share them out.
+Status Rank::Draw(const StepPlan& plan, StepResult& result) {
+  drawn_.clear();
+  for (size_t i = 0; i < uses_.size(); ++i) {
+    if (i == 0 || uses_[i].id != uses_[i - 1].id) drawn_.push_back({i, i, {}, {}});
+    drawn_.back().last = i + 1;
+  }
+  failure_.Clear();
+  SHOAL_RETURN_IF_ERROR(drawing_.Run(static_cast<int>(drawn_.size())));
+  for (Draws& draws : drawn_) {
+    std::ranges::move(draws.prompt, std::back_inserter(result.prompt));
+    std::ranges::move(draws.tokens, std::back_inserter(result.tokens));
   }
   // What becomes of the draws is the head's decision.
   for (const auto& chunk : plan.chunks)
     if (chunk.sample) sequences_.at(chunk.id).tokens.resize(static_cast<size_t>(chunk.first + chunk.count));
+  return {};
 }
 
 Result<StepResult> Rank::Execute(const StepPlan& plan) {
@@ -151,8 +183,8 @@ Result<StepResult> Rank::Execute(const StepPlan& plan) {
   SHOAL_RETURN_IF_ERROR(LayOut(plan));
   if (tokens_.empty()) return result;
   const Time begin = Now();
-  SHOAL_ASSIGN(const auto logits, executor_->Forward({tokens_, segments_, logit_rows_, plan.overlap}));
-  if (draws_) Draw(plan, logits, result);
+  SHOAL_ASSIGN(logits_, executor_->Forward({tokens_, segments_, logit_rows_, plan.overlap}));
+  if (draws_) SHOAL_RETURN_IF_ERROR(Draw(plan, result));
   const StepWaits waits = executor_->waits();
   result.compute_ns = (Now() - begin - waits.stages).count();
   result.meeting_ns = waits.stage.count();

@@ -57,11 +57,19 @@ class Rank {
     TokenId guess = -1;   // what the draft says the sampled token is; -1: nothing
   };
 
+  // What the logits of one sequence gave.
+  struct Draws {
+    size_t first = 0, last = 0;  // in uses_
+    std::vector<PromptLogprob> prompt;
+    std::vector<SampledToken> tokens;
+  };
+
   Rank(const ModelSpec& spec, int kv_blocks, bool draws, std::unique_ptr<Executor> executor);
   Status TakeStarts(const StepPlan& plan);
   Status LayOut(const StepPlan& plan);
   Status TakeTokens(const SequenceChunk& chunk, Sequence& sequence) const;
-  void Draw(const StepPlan& plan, std::span<const float> logits, StepResult& result);
+  Status Draw(const StepPlan& plan, StepResult& result);
+  void DrawOf(Draws& draws);
 
   const int n_vocab_;
   const int kv_blocks_;
@@ -74,6 +82,11 @@ class Rank {
   std::vector<kernels::Segment> segments_;
   std::vector<LogitUse> uses_;
   std::vector<int32_t> logit_rows_;
+  std::span<const float> logits_;
+
+  std::vector<Draws> drawn_;
+  StepFailure failure_;
+  Program drawing_;
 };
 
 }  // namespace shoal

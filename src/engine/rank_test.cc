@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 #include "comm/local.h"
 #include "core/limits.h"
 #include "core/reasons.h"
@@ -20,13 +22,16 @@ class RankTest : public ::testing::Test {
       : file_(*GgufFile::Open(testing::WriteTinyModel(folder_.path()))),
         spec_(*ReadModelSpec(*file_)),
         source_(file_),
-        collectives_(MakeLocalGroup(1)) {
+        collectives_(MakeLocalGroup(1)),
+        rank_(Load(kBlocks, 1)) {}
+
+  std::unique_ptr<Rank> Load(int blocks, int threads) {
     ShardPlan plan;
     plan.ranks.push_back({{0, kSlices}, 0, spec_.n_layers});
-    plan.kv_blocks = kBlocks;
-    auto rank = Rank::Load(spec_, source_, plan, 0, {*collectives_[0]}, {.threads = 1});
+    plan.kv_blocks = blocks;
+    auto rank = Rank::Load(spec_, source_, plan, 0, {*collectives_[0]}, {.threads = threads});
     EXPECT_TRUE(rank.has_value()) << ToString(rank.error());
-    rank_ = *std::move(rank);
+    return *std::move(rank);
   }
 
   // Sequence 1, five tokens, all of them computed and one drawn.
@@ -82,6 +87,43 @@ TEST_F(RankTest, TakesTheDrawnTokensFromThePlan) {
   auto second = rank_->Execute(Next(chunk));
   ASSERT_TRUE(second.has_value()) << ToString(second.error());
   EXPECT_EQ(second->tokens[0].position, 6);
+}
+
+TEST_F(RankTest, ManySequencesDrawBesideEachOtherWhatTheyDrawAlone) {
+  constexpr int kSequences = 40;  // with eight draws each there is enough to share out
+  StepPlan plan;
+  plan.step = 1;
+  for (int i = 0; i < kSequences; ++i) {
+    SequenceStart start;
+    start.id = static_cast<SequenceId>(i + 1);
+    start.tokens = {1, 40 + i % 7};
+    start.prompt_length = 2;
+    start.sampling.temperature = i % 3 == 0 ? 0.0f : 1.0f;
+    start.sampling.seed = static_cast<uint64_t>(i);
+    start.sampling.logprobs = i % 2 == 0 ? 3 : -1;
+    start.sampling.prompt_logprobs = i % 5 == 0;
+    plan.added.push_back(start);
+    plan.chunks.push_back(Chunk(start.id, 0, 2, {i}));
+    plan.chunks.back().draft = {40, 41, 42, 43, 44, 45, 46};
+  }
+  StepResult alone, shared;
+  for (auto [result, threads] : {std::pair{&alone, 1}, {&shared, 4}}) {
+    auto drawn = Load(kSequences, threads)->Execute(plan);
+    ASSERT_TRUE(drawn.has_value()) << ToString(drawn.error());
+    *result = *std::move(drawn);
+  }
+  ASSERT_GE(alone.tokens.size(), size_t{kSequences});
+  ASSERT_EQ(alone.tokens.size(), shared.tokens.size());
+  for (size_t i = 0; i < alone.tokens.size(); ++i) {
+    const SampledToken &a = alone.tokens[i], &b = shared.tokens[i];
+    EXPECT_EQ(std::tuple(a.id, a.position, a.token, a.logprob), std::tuple(b.id, b.position, b.token, b.logprob)) << i;
+    EXPECT_EQ(a.top, b.top) << i;
+  }
+  ASSERT_EQ(alone.prompt.size(), size_t{kSequences / 5});
+  ASSERT_EQ(shared.prompt.size(), alone.prompt.size());
+  for (size_t i = 0; i < alone.prompt.size(); ++i)
+    EXPECT_EQ(std::tuple(alone.prompt[i].id, alone.prompt[i].chosen),
+              std::tuple(shared.prompt[i].id, shared.prompt[i].chosen));
 }
 
 TEST_F(RankTest, ADrawIsNoTokenUntilThePlanSaysSo) {
