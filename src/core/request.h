@@ -39,7 +39,7 @@ struct Request {
   bool ignore_eos = false;
   std::vector<std::string> stop;  // cut before the first of these
   std::vector<TokenId> stop_tokens;
-  std::string tenant;  // whose it is: nobody finds what others put into the prefix cache
+  std::string tenant;  // whose it is: none finds what another put into the prefix cache
 };
 
 enum class FinishReason { kStop, kLength, kCancelled, kError };

@@ -300,7 +300,7 @@ Connection::Task<void> Connection::Reply(Exchange& exchange, Incoming& incoming)
     co_await Send(exchange, std::move(*response));
   else {
     auto generation = std::move(std::get<std::unique_ptr<Generation>>(*answer));
-    for (Request& sequence : generation->requests) sequence.tenant = admitted->tenant;
+    for (Request& sequence : generation->requests) sequence.tenant.insert(0, admitted->tenant);
     co_await Generate(exchange, std::move(generation));
   }
 }

@@ -387,6 +387,10 @@ TEST_F(ServerTest, AKeyIsATenant) {
   EXPECT_NE(one, two);
   EXPECT_EQ(one.find("sk-one"), std::string::npos);
   EXPECT_EQ(tenant_of("authorization: bearer sk-one\r\n"), one);
+  const std::string salted = R"({"prompt":"Hi","max_tokens":1,"cache_salt":"user 7"})";
+  EXPECT_EQ(Raw(TestClient::Post("/v1/completions", salted, "Authorization: Bearer sk-one\r\n")).status, 200);
+  EXPECT_TRUE(
+      engine_.WaitFor([&](const FakeEngine& engine) { return engine.requests.back().tenant == one + "user 7"; }));
 }
 
 TEST_F(ServerTest, OnLoopbackAnswersThisMachinesNamesOnly) {  // H21
