@@ -20,6 +20,7 @@
 #include "app/inspect.h"
 #include "app/options.h"
 #include "app/tokenize.h"
+#include "compute/kernels/linear.h"
 #include "core/limits.h"
 
 namespace shoal {
@@ -167,11 +168,10 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
       ->check(Between(1e-6, 1e6));
   AddKvType(command, flags.engine.kv_type);
   AddOverlap(command, flags.engine.overlap);
-  Flag(command, "--sequences", flags.sequences,
-       "sequences decoding at once; several numbers, e.g. 1,4,16, are tried in turn")
+  Flag(command, "--sequences", flags.sequences, "sequences decoding at once; several numbers are tried in turn")
       ->delimiter(',')
       ->check(CLI::Range(1, limits::kMaxStepSequences))
-      ->default_str("1");
+      ->default_str("1,4,16");
   command->add_option("--prompt", flags.prompt, "tokens of the prefill measurement")
       ->envname("SHOAL_BENCH_PROMPT")  // SHOAL_PROMPT is a text
       ->check(CLI::Range(1, limits::kMaxContext))
@@ -183,7 +183,7 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   Switch(command, "--json", flags.json, "print one JSON object");
-  command->footer("Example:\n  shoal bench model.gguf --workers 2 --sequences 1,4,16");
+  command->footer("Example:\n  shoal bench model.gguf --workers 2 --sequences 1,8");
   command->callback([&] { action = [&] { return BenchCommand(flags); }; });
 }
 
@@ -361,6 +361,14 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     app.exit(error);
     return IsTyped(app, error.what(), argc, argv) ? kExitUsage : kExitConfig;
+  }
+  if (const char* kernel = std::getenv("SHOAL_KERNEL");
+      kernel != nullptr && *kernel != '\0' && !kernels::UseTarget(kernel)) {
+    std::string names;
+    for (const std::string_view name : kernels::TargetNames()) names += std::format(" {}", name);
+    std::fprintf(stderr, "shoal: there are no kernels for SHOAL_KERNEL=%s here; this machine can use%s\n", kernel,
+                 names.c_str());
+    return kExitConfig;
   }
   if (const std::string ignored = RefusedVariable(app); !ignored.empty()) {
     std::fprintf(stderr, "shoal: the environment variable %s has a value that its flag does not take\n",

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -39,7 +40,8 @@ Status LocalWorkers::Start(int count, uint16_t port, const std::string& token, i
         "shoal", "worker", "--join", join.c_str(), "--threads", thread_count.c_str(), "--name", name.c_str(), nullptr};
     std::vector<const char*> environment;
     for (char** entry = environ; *entry != nullptr; ++entry)
-      if (std::strncmp(*entry, "SHOAL_", 6) != 0 || std::strncmp(*entry, "SHOAL_LOG=", 10) == 0)
+      if (const std::string_view line = *entry;
+          !line.starts_with("SHOAL_") || line.starts_with("SHOAL_LOG=") || line.starts_with("SHOAL_KERNEL="))
         environment.push_back(*entry);
     environment.push_back(secret.c_str());
     environment.push_back(nullptr);

@@ -208,7 +208,8 @@ Status SameKernels(const std::vector<Member>& members) {
     if (member.kernel != members[0].kernel)
       return Fail(Code::kUnsupported, reasons::kVersionMismatch,
                   "workers compute with different kernels (" + members[0].name + ": " + members[0].kernel + ", " +
-                      member.name + ": " + member.kernel + "), so results would depend on the split");
+                      member.name + ": " + member.kernel +
+                      "), so results would depend on the split; SHOAL_KERNEL=NAME makes a worker take a simpler one");
   return {};
 }
 

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import time
 
-from shoal_process import Process, main, run_json, shared
+from shoal_process import Process, main, run, run_json, shared
 
 MODEL = shared("models/llama-stories3M/stories3M-q8_0.gguf")
 REQUEST = dict(prompt="Once upon a time", max_tokens=32, temperature=0)
@@ -34,9 +34,9 @@ class Head(Process):
 
 
 class Worker(Process):
-    def __init__(self, head, name, *arguments, token=None, token_file=None):
+    def __init__(self, head, name, *arguments, token=None, token_file=None, env=None):
         proof = ["--token", token] if token else ["--token-file", token_file]
-        super().__init__("worker", "--join", f"127.0.0.1:{head.cluster}", "--name", name, *proof, *arguments)
+        super().__init__("worker", "--join", f"127.0.0.1:{head.cluster}", "--name", name, *proof, *arguments, env=env)
 
     def ends(self, seconds=30):
         _, rest = self.child.communicate(timeout=seconds)
@@ -53,6 +53,31 @@ class Tokens:
 
     def __exit__(self, *_):
         self.folder.cleanup()
+
+
+def kernels():
+    """What this machine can compute with, the best first: as the refusal of another name lists them."""
+    done = run("run", MODEL, "-p", "x", env={"SHOAL_KERNEL": "abacus"}, check=3)
+    assert b"abacus" in done.stderr, done.stderr
+    return done.stderr.decode().rsplit("this machine can use ", 1)[1].split()
+
+
+def workers_compute_with_the_kernels_that_they_share():
+    names = kernels()
+    ask = ["run", MODEL, "-p", "Once upon a time", "-n", "12", "--temp", "0"]
+    assert run_json(*ask)["kernel"] == names[0], names
+    for name in names:
+        alone, split = (run_json(*ask, *extra, env={"SHOAL_KERNEL": name.lower()}) for extra in ([], ["--workers", "2"]))
+        assert alone["kernel"] == split["kernel"] == name, (alone["kernel"], split["kernel"], name)
+        assert alone["logits_sha256"] == split["logits_sha256"], name
+    if len(names) == 1:
+        return
+    worst = {"SHOAL_KERNEL": names[-1]}
+    with Tokens() as token, Head(token, 2) as head, Worker(head, "a", token_file=token), Worker(head, "b", token_file=token, env=worst):
+        assert head.stop(0) == 5 and f"b: {names[-1]}" in head.text and "SHOAL_KERNEL" in head.text, head.text
+    with Tokens() as token, Head(token, 2) as head:
+        with Worker(head, "a", token_file=token, env=worst), Worker(head, "b", token_file=token, env=worst):
+            assert head.complete()
 
 
 def ranks(head):
@@ -184,4 +209,4 @@ def waiting_can_be_ended():
 if __name__ == "__main__":
     main([two_workers_compute_what_one_process_does, strangers_disturb_nobody, strangers_do_not_fill_the_log, equal_names_are_told_apart,
           a_worker_that_leaves_early_is_not_counted, a_worker_whose_head_vanishes_ends, a_worker_too_small_is_named,
-          waiting_can_be_ended])
+          waiting_can_be_ended, workers_compute_with_the_kernels_that_they_share])

@@ -1,13 +1,16 @@
 #include "compute/kernels/linear.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "base/check.h"
 #include "base/checked.h"
 #include "compute/kernels/linear_job.h"
 #include "compute/kernels/pack.h"
+#include "hwy/targets.h"
 
 namespace shoal::kernels {
 namespace {
@@ -247,5 +250,23 @@ void PackedMatrix::Multiply(const std::byte* prepared, int64_t n, const int32_t*
 }
 
 std::string_view TargetName() { return linear::NameOfTarget(); }
+
+std::vector<std::string_view> TargetNames() {
+  std::vector<std::string_view> names;
+  for (int64_t rest = linear::UsableTargets(); rest != 0; rest &= rest - 1)
+    names.emplace_back(hwy::TargetName(rest & -rest));
+  return names;
+}
+
+bool UseTarget(std::string_view name) {
+  const auto same = [](char a, char b) { return std::toupper(static_cast<unsigned char>(a)) == b; };
+  for (int64_t rest = linear::UsableTargets(); rest != 0; rest &= rest - 1) {
+    const int64_t target = rest & -rest;
+    if (!std::ranges::equal(name, std::string_view(hwy::TargetName(target)), same)) continue;
+    hwy::DisableTargets(target - 1);
+    return true;
+  }
+  return false;
+}
 
 }  // namespace shoal::kernels

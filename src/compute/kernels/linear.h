@@ -128,7 +128,12 @@ const TypeInfo* FindType(WeightType type);
 // Widens one row (or a run of blocks) to f32; the definition that every packed form must agree with.
 void Dequantize(WeightType type, const std::byte* blocks, int64_t columns, float* out);
 
-// The instruction set in use, e.g. "avx3_zen4": results are comparable bit for bit within one family.
+// The instruction set in use, e.g. "AVX3_DL": results are comparable bit for bit within one family.
 std::string_view TargetName();
+// Those that this processor has and this build has kernels for, the best first.
+std::vector<std::string_view> TargetNames();
+// Computes with this one instead of the best (upper or lower case): to compare them, and for clusters whose processors differ.
+// Before any kernel has run. False: it is none of TargetNames().
+bool UseTarget(std::string_view name);
 
 }  // namespace shoal::kernels

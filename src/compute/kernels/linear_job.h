@@ -96,6 +96,7 @@ struct QuantiseJob {
 namespace linear {
 void Quantise(const QuantiseJob& job);
 const char* NameOfTarget();
+int64_t UsableTargets();  // Highway's bits; a lower one is a better target
 }  // namespace linear
 
 }  // namespace shoal::kernels

@@ -73,6 +73,7 @@ HWY_EXPORT(QuantiseTarget);
 HWY_EXPORT(NameTarget);
 void Quantise(const QuantiseJob& job) { HWY_DYNAMIC_DISPATCH(QuantiseTarget)(job); }
 const char* NameOfTarget() { return HWY_DYNAMIC_DISPATCH(NameTarget)(); }
+int64_t UsableTargets() { return hwy::SupportedTargets() & HWY_TARGETS; }
 
 }  // namespace shoal::kernels::linear
 #endif
