@@ -176,8 +176,8 @@ class Shoal:
             figures["decode"] = read["decode_tokens_per_s"]
         if prompt > BATCH_PROMPT:
             figures["prefill"] = read["prefill_tokens_per_s"]
-        if read["weight_bytes"] > BEYOND_CACHES:
-            bounds = [bandwidth / read["weight_bytes"] * sequences]
+        if read["step_bytes"] > BEYOND_CACHES:
+            bounds = [read["bounds"]["decode_tokens_per_s"]]
             figures["decode bound"] = min([*bounds, int8 / (blocks + vocabulary)] if int8 else bounds)
             if int8:
                 figures["prefill bound"] = int8 / (blocks + vocabulary / prompt)

@@ -17,6 +17,7 @@
 #include "app/exit_codes.h"
 #include "app/session.h"
 #include "base/bounded_queue.h"
+#include "compute/executor.h"
 #include "core/reasons.h"
 
 namespace shoal {
@@ -231,20 +232,26 @@ Result<Figures> Measure(Engine& engine, const BenchFlags& flags) {
   return figures;
 }
 
-uint64_t WeightBytes(const Session& session) {
-  uint64_t weights = 0;
-  for (const auto& rank : session.engine->group().ranks) weights += rank.weight_bytes;
+struct Weights {
+  uint64_t resident = 0;
+  uint64_t step = 0;  // of these, what a step reads at least
+};
+
+Weights WeightsOf(const Session& session) {
+  Weights weights;
+  for (const auto& rank : session.engine->group().ranks) weights.resident += rank.weight_bytes;
+  weights.step = weights.resident - std::min(weights.resident - 1, FileBytesUnread(session.engine->spec()));
   return weights;
 }
 
-// One step of a batch reads every weight once (a dense model): no decoder can be faster than this. In a pipeline the sequences
-// are in so many batches.
-double BoundOf(const Decode& decode, uint64_t weights, int stages) {
+// One step of a batch reads its weights once: no decoder can be faster than this. In a pipeline the sequences are in so many
+// batches. 0: not known.
+double BoundOf(const Decode& decode, const Weights& weights, int stages) {
   const double batch = static_cast<double>(decode.sequences) / std::min(decode.sequences, stages);
-  return decode.bandwidth / static_cast<double>(weights) * batch;
+  return decode.bandwidth / static_cast<double>(weights.step) * batch;
 }
 
-nlohmann::ordered_json JsonOf(const Decode& decode, uint64_t weights, int stages) {
+nlohmann::ordered_json JsonOf(const Decode& decode, const Weights& weights, int stages) {
   return {
       {"sequences", decode.sequences},
       {"decode_tokens_per_s", decode.tokens_per_s},
@@ -255,7 +262,7 @@ nlohmann::ordered_json JsonOf(const Decode& decode, uint64_t weights, int stages
 }
 
 void PrintJson(const BenchFlags& flags, const Session& session, const Figures& figures) {
-  const uint64_t weights = WeightBytes(session);
+  const Weights weights = WeightsOf(session);
   const int stages = flags.engine.stages;
   nlohmann::ordered_json json = {{"model", session.engine->spec().name},
                                  {"kernel", session.engine->group().kernel},
@@ -265,7 +272,8 @@ void PrintJson(const BenchFlags& flags, const Session& session, const Figures& f
                                  {"kv_type", ToString(flags.engine.kv_type)},
                                  {"overlap", ToString(flags.engine.overlap)},
                                  {"load_ms", Seconds(session.load_time) * 1e3},
-                                 {"weight_bytes", weights},
+                                 {"weight_bytes", weights.resident},
+                                 {"step_bytes", weights.step},
                                  {"prompt", flags.prompt},
                                  {"generate", flags.generate},
                                  {"prefill_tokens_per_s", figures.prefill.tokens_per_s},
@@ -277,16 +285,17 @@ void PrintJson(const BenchFlags& flags, const Session& session, const Figures& f
 }
 
 void PrintText(const BenchFlags& flags, const Session& session, const Figures& figures) {
-  const uint64_t weights = WeightBytes(session);
+  const Weights weights = WeightsOf(session);
   std::printf("%s\n", Summary(session.engine->spec()).c_str());
   std::printf("  prefill %9.1f tokens/s   (%d tokens; the first token comes after %.1f ms p50, %.1f ms p99)\n\n",
               figures.prefill.tokens_per_s, flags.prompt, figures.prefill.first_p50 * 1e3,
               figures.prefill.first_p99 * 1e3);
   std::printf(
       "  decode   tokens/s   a step takes, p50      p99   at most tokens/s   (%.2f GB of weights read a step)\n",
-      static_cast<double>(weights) / 1e9);
+      static_cast<double>(weights.step) / 1e9);
   for (const Decode& decode : figures.decode) {
     const double bound = BoundOf(decode, weights, flags.engine.stages);
+    if (bound <= 0 || decode.tokens_per_s <= 0) continue;
     std::printf("  %6d  %9.1f          %9.2f ms %8.2f ms  %9.1f   (memory gives %.1f GB/s: %.0f %% of it reached)\n",
                 decode.sequences, decode.tokens_per_s, decode.step_p50 * 1e3, decode.step_p99 * 1e3, bound,
                 decode.bandwidth / 1e9, decode.tokens_per_s / bound * 100);

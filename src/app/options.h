@@ -50,10 +50,10 @@ struct RunFlags {
 
 struct BenchFlags {
   EngineFlags engine;
-  std::vector<int> sequences = {1};  // decoding at once; measured one after the other
-  int prompt = 128;                  // tokens of the prefill measurement
-  int generate = 64;                 // tokens of each sequence of the decode measurement
-  int rounds = 5;                    // the median of these is printed
+  std::vector<int> sequences = {1, 4, 16};  // decoding at once; measured one after the other
+  int prompt = 128;                         // tokens of the prefill measurement
+  int generate = 64;                        // tokens of each sequence of the decode measurement
+  int rounds = 5;                           // the median of these is printed
   bool json = false;
 };
 

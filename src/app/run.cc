@@ -101,7 +101,12 @@ void PrintJson(const Session& session, const Completion& done, uint64_t seed, co
       {"kernel", group.kernel},
       {"kv_type", ToString(group.plan.kv_type)},
       {"ranks", ranks},
-      {"speculation", {{"proposed", stats.proposed_tokens}, {"accepted", stats.accepted_tokens}}},
+      {"speculation",
+       {{"proposed", stats.proposed_tokens},
+        {"accepted", stats.accepted_tokens},
+        {"acceptance_rate", stats.proposed_tokens == 0 ? 0
+                                                       : static_cast<double>(stats.accepted_tokens) /
+                                                             static_cast<double>(stats.proposed_tokens)}}},
       {"timings",
        {{"load_ms", std::chrono::duration<double, std::milli>(session.load_time).count()},
         {"prompt_tokens", done.prompt_ids.size()},

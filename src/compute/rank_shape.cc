@@ -61,15 +61,32 @@ size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share, KvType type) 
   return bytes;
 }
 
+namespace {
+
+uint64_t FileBytes(const TensorRef& tensor) {
+  return tensor ? tensor.row_bytes * static_cast<uint64_t>(tensor.rows) * static_cast<uint64_t>(tensor.matrices) : 0;
+}
+
+}  // namespace
+
 FileWeights FileWeightsOf(const ModelSpec& spec) {
-  const auto bytes = [](const TensorRef& tensor) {
-    return tensor ? tensor.row_bytes * static_cast<uint64_t>(tensor.rows) : uint64_t{0};
-  };
-  FileWeights weights{.begin = bytes(spec.embedding) + bytes(spec.positions), .end = bytes(spec.output.weight)};
+  FileWeights weights{.begin = FileBytes(spec.embedding) + FileBytes(spec.positions),
+                      .end = FileBytes(spec.output.weight)};
   weights.tied = spec.output.weight.tensor == spec.embedding.tensor;
   const uint64_t ends = weights.begin + (weights.tied ? 0 : weights.end);
   weights.layer = static_cast<double>(spec.tensor_bytes - std::min(ends, spec.tensor_bytes)) / spec.n_layers;
   return weights;
+}
+
+uint64_t FileBytesUnread(const ModelSpec& spec) {
+  const FileWeights ends = FileWeightsOf(spec);
+  uint64_t bytes = ends.tied ? FileBytes(spec.positions) : ends.begin;
+  if (!spec.mixture()) return bytes;
+  for (const LayerSpec& layer : spec.layers)
+    for (const TensorRef* experts : {&layer.gate_experts, &layer.up_experts, &layer.down_experts})
+      bytes += FileBytes(*experts) / static_cast<uint64_t>(spec.n_experts) *
+               static_cast<uint64_t>(spec.n_experts - spec.n_experts_used);
+  return bytes;
 }
 
 uint64_t FileWeightBytes(const ModelSpec& spec, const RankShare& share) {

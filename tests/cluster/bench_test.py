@@ -3,7 +3,7 @@
 from shoal_process import any_model, main, run, run_json
 
 MODEL = "models/llama-stories260K/stories260K-f32.gguf"
-SHORT = ["--threads", "1", "--prompt", "4", "--generate", "8", "--rounds", "2"]
+SHORT = ["--threads", "1", "--prompt", "4", "--generate", "200", "--rounds", "2"]
 
 
 def every_number_of_sequences_has_its_figures():
