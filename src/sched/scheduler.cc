@@ -198,6 +198,20 @@ PrefixCache::Match Scheduler::FindPrefix(const Sequence& sequence) const {
   return cache_.Find(sequence.request.tenant, sequence.tokens, (sequence.total() - 1) / limits::kBlockTokens);
 }
 
+// A running sequence is about to compute the block behind the `known` ones: to wait for it is to compute it once.
+bool Scheduler::ComesSoon(const Sequence& sequence, size_t known) const {
+  constexpr size_t kBlock = limits::kBlockTokens;
+  const size_t end = (known + 1) * kBlock;
+  if (!options_.prefix_cache || WantsPromptLogprobs(sequence) || end >= sequence.tokens.size()) return false;
+  return std::ranges::any_of(running_, [&](const auto& entry) {
+    const Sequence& other = *entry.second;
+    return !other.ending && !other.place.lost && other.tokens.size() >= end && other.computed < static_cast<int>(end) &&
+           other.request.tenant == sequence.request.tenant &&
+           std::equal(sequence.tokens.begin(), sequence.tokens.begin() + static_cast<std::ptrdiff_t>(end),
+                      other.tokens.begin());
+  });
+}
+
 void Scheduler::Begin(Sequence& sequence, PrefixCache::Match prefix) {
   for (const BlockId block : prefix.blocks) pool_.Hold(block);
   sequence.blocks = std::move(prefix.blocks);
@@ -240,6 +254,8 @@ void Scheduler::AdmitPass(Decision& decision, int& rows, int most) {
       const auto shared = std::ranges::count_if(prefix.blocks, [&](BlockId block) { return pool_.holders(block) > 0; });
       if (short_of_blocks || pool_.free() - promised < ahead - static_cast<int>(shared))
         decision.obstacle = Obstacle::kBlocks;
+      else if (ComesSoon(*sequence, prefix.blocks.size()))
+        decision.obstacle = Obstacle::kPrefix;
     }
     if (decision.obstacle != Obstacle::kNone) {
       decision.held_back = id;
@@ -597,7 +613,7 @@ std::string ToString(const Decision& decision) {
   list("stalled", decision.stalled);
   if (!decision.finished.empty()) text += " finished";
   for (const auto& finished : decision.finished) text += " " + std::to_string(finished.id);
-  static constexpr const char* kObstacles[] = {"", "sequences", "rows", "blocks"};
+  static constexpr const char* kObstacles[] = {"", "sequences", "rows", "blocks", "prefix"};
   if (decision.held_back != 0)
     text +=
         " held_back " + std::to_string(decision.held_back) + " by " + kObstacles[static_cast<int>(decision.obstacle)];

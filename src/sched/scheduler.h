@@ -80,7 +80,13 @@ struct Finished {
 };
 
 // What kept the head of the waiting line out of this step.
-enum class Obstacle { kNone, kSequences, kRows, kBlocks };
+enum class Obstacle {
+  kNone,
+  kSequences,
+  kRows,
+  kBlocks,
+  kPrefix
+};  // kPrefix: a sequence that runs computes its beginning
 
 // One answer of Schedule: the plan, and what was decided on the way.
 struct Decision {
@@ -192,6 +198,7 @@ class Scheduler {
   void EndPass(Decision& decision);
   void RunningPass(Decision& decision, int& rows, int most);
   void AdmitPass(Decision& decision, int& rows, int most);
+  bool ComesSoon(const Sequence& sequence, size_t known) const;
   void FollowPass(Decision& decision, int rows);
   void DraftPass(Decision& decision);
   // Rows of the sequence that fit into its own blocks and the free ones, at most `want`; pre-empts younger

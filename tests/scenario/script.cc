@@ -40,7 +40,7 @@ Words Split(std::string_view line, char separator = ' ') {
 }
 
 constexpr const char* kReasons[] = {"stop", "length", "cancelled", "error"};
-constexpr const char* kObstacles[] = {"nothing", "sequences", "rows", "blocks"};
+constexpr const char* kObstacles[] = {"nothing", "sequences", "rows", "blocks", "prefix"};
 
 class Script {
  public:
