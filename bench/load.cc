@@ -31,7 +31,7 @@ struct Flags {
 
 void AddFlags(CLI::App& app, Flags& flags) {
   Plan& plan = flags.plan;
-  app.add_option("url", flags.url, "http://HOST:PORT[/BASE]; the base is /v1 by default")->capture_default_str();
+  app.add_option("url", flags.url, "http[s]://HOST[:PORT][/BASE]; the base is /v1 by default")->capture_default_str();
   app.add_option("--requests", plan.requests, "how many")->check(CLI::Range(1, kMaxRequests))->capture_default_str();
   app.add_option("--warmup", plan.warmup, "sent before, one by one, not counted")->check(CLI::Range(0, 1000));
   auto* rate = app.add_option("--rate", plan.rate, "open loop: Poisson arrivals, this many a second")
@@ -51,6 +51,8 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_flag("--ignore-eos", plan.ignore_eos, "answers go on to --max-tokens");
   app.add_option("--model", plan.model, "what requests call the model (default: they do not)");
   app.add_option("--api-key", plan.api_key, "sent as a bearer token")->envname("OPENAI_API_KEY");
+  auto* ca = app.add_option("--ca", plan.ca_file, "a PEM file: whom to trust with https (default: the system's list)");
+  app.add_flag("!--no-verify", plan.verify, "take any certificate")->excludes(ca);
   app.add_option("--extra", plan.extra, "a JSON object whose fields every request gets too");
   app.add_option("--seed", plan.seed, "of lengths, prompts and arrivals")->capture_default_str();
   app.add_option("--slo-ttft", flags.slo.first_token_ms, "goodput: first token within MS")->check(CLI::Range(0.0, 1e9));

@@ -8,7 +8,9 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core.hpp>
@@ -34,6 +36,9 @@ constexpr size_t kMaxErrorBody = 4096;   // read of an answer that is no stream
 template <class T>
 using Task = asio::awaitable<T>;
 
+using PlainStream = beast::tcp_stream;
+using TlsStream = asio::ssl::stream<beast::tcp_stream>;
+
 struct Failure {
   std::string cause;  // empty: none
   std::string detail;
@@ -42,8 +47,8 @@ struct Failure {
 // One run: who may send the next request, and what came of those before.
 class Run {
  public:
-  Run(const Plan& plan, asio::ip::tcp::resolver::results_type servers)
-      : plan_(plan), servers_(std::move(servers)), io_(1) {}
+  Run(const Plan& plan, asio::ip::tcp::resolver::results_type servers, asio::ssl::context& tls)
+      : plan_(plan), servers_(std::move(servers)), tls_(tls), io_(1) {}
 
   Report Finish() {
     asio::co_spawn(io_, Main(), Rethrow);
@@ -131,25 +136,36 @@ class Run {
 
   // One connection, one request, one answer. A connection of its own each time: no answer waits behind another's rest.
   Task<void> Exchange(Ask& ask, int index) {
-    beast::tcp_stream stream(io_);
+    if (plan_.url.tls) {
+      TlsStream stream(io_, tls_);
+      co_await Exchange(stream, ask, index);
+    } else {
+      PlainStream stream(io_);
+      co_await Exchange(stream, ask, index);
+    }
+  }
+  template <class Stream>
+  Task<void> Exchange(Stream& stream, Ask& ask, int index) {
     ask.failure = co_await Converse(stream, ask, index);
     ask.outcome.end = Now() - ask.start;
     if (ask.failure.cause.empty()) co_await ReadRest(stream);
     error_code ignored;
-    stream.socket().close(ignored);
+    beast::get_lowest_layer(stream).socket().close(ignored);
   }
 
   // The bytes after [DONE], so that the server sees its answer taken. Nobody waits for it, it is not part of any figure.
-  Task<void> ReadRest(beast::tcp_stream& stream) {
+  template <class Stream>
+  Task<void> ReadRest(Stream& stream) {
     std::array<char, 512> bytes;
     for (int i = 0; i < 16; ++i) {
-      stream.expires_after(std::chrono::seconds(1));
+      beast::get_lowest_layer(stream).expires_after(std::chrono::seconds(1));
       if (const auto [error, count] = co_await stream.async_read_some(asio::buffer(bytes), kNoThrow); error) break;
     }
   }
 
-  void Arm(beast::tcp_stream& stream, const Ask& ask, Nanos patience) const {
-    stream.expires_at(std::min(Now() + patience, ask.give_up));
+  template <class Stream>
+  void Arm(Stream& stream, const Ask& ask, Nanos patience) const {
+    beast::get_lowest_layer(stream).expires_at(std::min(Now() + patience, ask.give_up));
   }
 
   // Why an operation failed; `late` names a deadline that passed.
@@ -160,12 +176,28 @@ class Run {
     return {late, "its deadline passed"};
   }
 
-  Task<Failure> Converse(beast::tcp_stream& stream, Ask& ask, int index) {
+  Task<Failure> Trust(PlainStream&, Ask&) { co_return Failure{}; }
+  Task<Failure> Trust(TlsStream& stream, Ask& ask) {
+    const std::string& host = plan_.url.host;
+    error_code no_address;
+    asio::ip::make_address(host, no_address);
+    if (no_address && SSL_set_tlsext_host_name(stream.native_handle(), host.c_str()) != 1)  // addresses are not sent
+      co_return Failure{"tls", "the host's name cannot be sent"};
+    if (plan_.verify) stream.set_verify_callback(asio::ssl::host_name_verification(host));
+    const auto [untrusted] = co_await stream.async_handshake(TlsStream::client, kNoThrow);
+    if (untrusted) co_return Cause(ask, untrusted, "tls", "connect_timeout");
+    co_return Failure{};
+  }
+
+  template <class Stream>
+  Task<Failure> Converse(Stream& stream, Ask& ask, int index) {
+    beast::tcp_stream& socket = beast::get_lowest_layer(stream);
     Arm(stream, ask, plan_.connect_timeout);
-    const auto [refused, endpoint] = co_await stream.async_connect(servers_, kNoThrow);
+    const auto [refused, endpoint] = co_await socket.async_connect(servers_, kNoThrow);
     if (refused) co_return Cause(ask, refused, "connect", "connect_timeout");
     error_code ignored;
-    stream.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
+    socket.socket().set_option(asio::ip::tcp::no_delay(true), ignored);
+    if (Failure failure = co_await Trust(stream, ask); !failure.cause.empty()) co_return failure;
 
     const std::string request = RequestBytes(index);
     Arm(stream, ask, plan_.idle_timeout);
@@ -202,7 +234,8 @@ class Run {
   }
 
   // Reads the next bytes of the body into `bytes`; empty at its end.
-  Task<std::pair<error_code, std::string_view>> ReadBody(beast::tcp_stream& stream, beast::flat_buffer& buffer,
+  template <class Stream>
+  Task<std::pair<error_code, std::string_view>> ReadBody(Stream& stream, beast::flat_buffer& buffer,
                                                          http::response_parser<http::buffer_body>& parser,
                                                          std::array<char, 16384>& bytes) {
     while (!parser.is_done()) {
@@ -216,8 +249,9 @@ class Run {
     co_return std::pair(error_code(), std::string_view());
   }
 
-  Task<Failure> ReadStream(beast::tcp_stream& stream, beast::flat_buffer& buffer,
-                           http::response_parser<http::buffer_body>& parser, Ask& ask) {
+  template <class Stream>
+  Task<Failure> ReadStream(Stream& stream, beast::flat_buffer& buffer, http::response_parser<http::buffer_body>& parser,
+                           Ask& ask) {
     std::array<char, 16384> bytes;
     EventReader reader;
     Failure failure;
@@ -259,7 +293,8 @@ class Run {
     }
   }
 
-  Task<Failure> ReadRefusal(beast::tcp_stream& stream, beast::flat_buffer& buffer,
+  template <class Stream>
+  Task<Failure> ReadRefusal(Stream& stream, beast::flat_buffer& buffer,
                             http::response_parser<http::buffer_body>& parser, Ask& ask) {
     std::array<char, 16384> bytes;
     std::string body;
@@ -276,6 +311,7 @@ class Run {
 
   const Plan& plan_;
   const asio::ip::tcp::resolver::results_type servers_;
+  asio::ssl::context& tls_;
   asio::io_context io_;
   Time started_{};
   Time run_ends_{};
@@ -297,7 +333,14 @@ Result<Report> Drive(const Plan& plan) {
   const auto servers = asio::ip::tcp::resolver(io).resolve(plan.url.host, plan.url.port, error);
   if (error) return Fail(Code::kUnavailable, reasons::kIo, "cannot resolve " + plan.url.host + ": " + error.message());
   try {
-    return Run(plan, servers).Finish();
+    asio::ssl::context tls(asio::ssl::context::tls_client);
+    tls.set_verify_mode(plan.verify ? asio::ssl::verify_peer : asio::ssl::verify_none);
+    if (plan.ca_file.empty())
+      tls.set_default_verify_paths();
+    else if (tls.load_verify_file(plan.ca_file, error); error)
+      return Fail(Code::kInvalidArgument, reasons::kInvalidValue,
+                  "no certificates in " + plan.ca_file + ": " + error.message());
+    return Run(plan, servers, tls).Finish();
   } catch (const std::exception& thrown) {  // of Asio or Beast, out of memory
     return Fail(Code::kInternal, reasons::kIo, std::string("the client stopped: ") + thrown.what());
   }

@@ -54,11 +54,10 @@ bool ParseInt(std::string_view text, int& value) {
 
 Result<Url> ParseUrl(std::string_view text) {
   const std::string shown(text);
-  if (text.starts_with("https://"))
-    return Wrong("https is not spoken here (" + shown + "): send the load to the plain port behind the TLS proxy");
-  if (!text.starts_with("http://")) return Wrong("a URL starts with http:// (" + shown + ")");
-  text.remove_prefix(7);
-  Url url{.host = {}, .port = "80", .path = "/v1"};
+  const bool tls = text.starts_with("https://");
+  if (!tls && !text.starts_with("http://")) return Wrong("a URL starts with http:// or https:// (" + shown + ")");
+  text.remove_prefix(tls ? 8 : 7);
+  Url url{.host = {}, .port = tls ? "443" : "80", .path = "/v1", .tls = tls};
   const size_t slash = text.find('/');
   std::string_view authority = text.substr(0, slash);
   if (slash != std::string_view::npos) {

@@ -28,6 +28,7 @@ struct Url {
   std::string host;  // a name or an address, without brackets
   std::string port;
   std::string path;  // the base, "/v1": no slash at its end
+  bool tls = false;
 };
 
 struct Plan {
@@ -35,6 +36,8 @@ struct Plan {
   bool chat = false;       // /chat/completions in place of /completions
   std::string model = {};  // may be empty: left out
   std::string api_key = {};
+  bool verify = true;        // the certificate of a TLS server
+  std::string ca_file = {};  // PEM, instead of the system's authorities
   int requests = 64;
   int warmup = 0;   // sent before, one by one, and not counted
   double rate = 0;  // requests a second, Poisson; 0: closed loop
@@ -54,7 +57,7 @@ struct Plan {
   Nanos run_timeout = std::chrono::seconds(1800);     // all requests; what is not done by then has failed
 };
 
-// http://HOST[:PORT][/BASE]; without a base it is /v1.
+// http[s]://HOST[:PORT][/BASE]; without a base it is /v1.
 Result<Url> ParseUrl(std::string_view text);
 
 // "32-512", or "64" for 64-64; both within [least, most].

@@ -2,12 +2,17 @@
 // makes of servers that refuse, break off, or say nothing.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <openssl/pem.h>
+#include <openssl/x509v3.h>
 
 #include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/read_until.hpp>
+#include <boost/asio/ssl.hpp>
 #include <boost/asio/write.hpp>
+#include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <thread>
@@ -16,6 +21,7 @@
 #include "load_events.h"
 #include "load_figures.h"
 #include "load_plan.h"
+#include "tests/support/shared.h"
 
 namespace shoal::load {
 namespace {
@@ -32,10 +38,14 @@ TEST(LoadPlan, ReadsUrls) {
   EXPECT_EQ(url->path, "/api/v1");
   EXPECT_EQ(ParseUrl("http://h")->path, "/v1");
   EXPECT_EQ(ParseUrl("http://h/")->port, "80");
+  EXPECT_FALSE(ParseUrl("http://h")->tls);
+  EXPECT_TRUE(ParseUrl("https://h")->tls);
+  EXPECT_EQ(ParseUrl("https://h")->port, "443");
+  EXPECT_EQ(ParseUrl("https://h:8443/x")->port, "8443");
   EXPECT_EQ(ParseUrl("http://[::1]:7462")->host, "::1");
   EXPECT_EQ(ParseUrl("http://[::1]:7462")->port, "7462");
   for (const char* wrong :
-       {"", "h:1", "https://h", "http://", "http://:80", "http://h:0", "http://h:65536", "http://h:x",
+       {"", "h:1", "ftp://h", "https://", "http://", "http://:80", "http://h:0", "http://h:65536", "http://h:x",
         "http://h:", "http://[::1", "http://[::1]x", "http://u@h", "http://h/a b", "http://h/?q", "http://h/a\r\nX: y"})
     EXPECT_FALSE(ParseUrl(wrong).has_value()) << wrong;
 }
@@ -216,11 +226,47 @@ TEST(LoadEvents, KnowsWhatAnEventSays) {
   }
 }
 
-// A server that answers each connection with the same bytes, cut as told, and then closes it or waits for its end.
+// A key and a certificate for localhost that it signs itself, in PEM.
+struct Identity {
+  std::string key, certificate;
+  Identity() {
+    const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> pair(EVP_EC_gen("P-256"), &EVP_PKEY_free);
+    const std::unique_ptr<X509, decltype(&X509_free)> x509(X509_new(), &X509_free);
+    X509_set_version(x509.get(), X509_VERSION_3);
+    ASN1_INTEGER_set(X509_get_serialNumber(x509.get()), 1);
+    X509_gmtime_adj(X509_getm_notBefore(x509.get()), -3600);
+    X509_gmtime_adj(X509_getm_notAfter(x509.get()), 3600);
+    X509_set_pubkey(x509.get(), pair.get());
+    X509_NAME* const name = X509_get_subject_name(x509.get());
+    X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>("localhost"), -1, -1,
+                               0);
+    X509_set_issuer_name(x509.get(), name);
+    const std::unique_ptr<X509_EXTENSION, decltype(&X509_EXTENSION_free)> names(
+        X509V3_EXT_conf_nid(nullptr, nullptr, NID_subject_alt_name, "DNS:localhost"), &X509_EXTENSION_free);
+    X509_add_ext(x509.get(), names.get(), -1);
+    X509_sign(x509.get(), pair.get(), EVP_sha256());
+    key = Pem([&](BIO* to) { PEM_write_bio_PrivateKey(to, pair.get(), nullptr, nullptr, 0, nullptr, nullptr); });
+    certificate = Pem([&](BIO* to) { PEM_write_bio_X509(to, x509.get()); });
+  }
+
+ private:
+  static std::string Pem(const std::function<void(BIO*)>& write) {
+    const std::unique_ptr<BIO, decltype(&BIO_free)> memory(BIO_new(BIO_s_mem()), &BIO_free);
+    write(memory.get());
+    char* bytes = nullptr;
+    const long size = BIO_get_mem_data(memory.get(), &bytes);
+    return std::string(bytes, static_cast<size_t>(size));
+  }
+};
+
+// A server that answers each connection with the same bytes, cut as told, and then closes it or waits for its end. With an
+// identity it speaks TLS.
 class ScriptedServer {
  public:
-  ScriptedServer(std::string answer, size_t cut, bool closes)
-      : acceptor_(io_, {boost::asio::ip::address_v4::loopback(), 0}), thread_([=, this](std::stop_token stop) {
+  ScriptedServer(std::string answer, size_t cut, bool closes, const Identity* identity = nullptr)
+      : tls_(ContextOf(identity)),
+        acceptor_(io_, {boost::asio::ip::address_v4::loopback(), 0}),
+        thread_([=, this](std::stop_token stop) {
           while (!stop.stop_requested()) Serve(answer, cut, closes);
         }) {}
   ~ScriptedServer() {
@@ -228,21 +274,40 @@ class ScriptedServer {
     boost::asio::io_context io;
     boost::asio::ip::tcp::socket(io).connect(acceptor_.local_endpoint());  // wakes accept
   }
-  std::string url() const { return "http://127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port()); }
+  std::string url() const { return "http://127.0.0.1:" + port(); }
+  std::string port() const { return std::to_string(acceptor_.local_endpoint().port()); }
 
  private:
   void Serve(const std::string& answer, size_t cut, bool closes) {
     boost::system::error_code error;
     auto socket = acceptor_.accept(error);
     socket.set_option(boost::asio::ip::tcp::no_delay(true), error);
-    std::string request;
-    boost::asio::read_until(socket, boost::asio::dynamic_buffer(request), "\r\n\r\n", error);
-    for (size_t at = 0; at < answer.size() && !error; at += cut)
-      boost::asio::write(socket, boost::asio::buffer(answer.data() + at, std::min(cut, answer.size() - at)), error);
+    if (tls_) {
+      boost::asio::ssl::stream<boost::asio::ip::tcp::socket&> stream(socket, *tls_);
+      stream.handshake(boost::asio::ssl::stream_base::server, error);
+      Answer(stream, answer, cut, error);
+    } else {
+      Answer(socket, answer, cut, error);
+    }
     if (closes) socket.shutdown(boost::asio::ip::tcp::socket::shutdown_send, error);
     char byte = 0;
     while (!error) socket.read_some(boost::asio::buffer(&byte, 1), error);  // until the client has left
   }
+  template <class Stream>
+  static void Answer(Stream& stream, const std::string& answer, size_t cut, boost::system::error_code& error) {
+    std::string request;
+    if (!error) boost::asio::read_until(stream, boost::asio::dynamic_buffer(request), "\r\n\r\n", error);
+    for (size_t at = 0; at < answer.size() && !error; at += cut)
+      boost::asio::write(stream, boost::asio::buffer(answer.data() + at, std::min(cut, answer.size() - at)), error);
+  }
+  static std::unique_ptr<boost::asio::ssl::context> ContextOf(const Identity* identity) {
+    if (identity == nullptr) return nullptr;
+    auto context = std::make_unique<boost::asio::ssl::context>(boost::asio::ssl::context::tls_server);
+    context->use_private_key(boost::asio::buffer(identity->key), boost::asio::ssl::context::pem);
+    context->use_certificate(boost::asio::buffer(identity->certificate), boost::asio::ssl::context::pem);
+    return context;
+  }
+  const std::unique_ptr<boost::asio::ssl::context> tls_;
   boost::asio::io_context io_;
   boost::asio::ip::tcp::acceptor acceptor_;
   std::jthread thread_;
@@ -316,6 +381,37 @@ TEST(LoadClient, CountsEventsWithoutUsageAndReadsToTheConnectionsEnd) {
     EXPECT_EQ(outcome.tokens, 3);
     EXPECT_FALSE(outcome.counted_by_server);
   }
+}
+
+TEST(LoadClient, SpeaksTlsToWhomItCanTrust) {
+  const Identity identity;
+  const shoal::testing::TemporaryFolder folder;
+  const std::string ca = (folder.path() / "ca.pem").string();
+  shoal::testing::WriteFile(ca, identity.certificate);
+  ScriptedServer server(Chunked({kText, kUsage, kDone, ""}), 11, true, &identity);
+  Plan plan = PlanFor("https://localhost:" + server.port());
+  plan.ca_file = ca;
+  const auto trusted = Drive(plan);
+  ASSERT_TRUE(trusted.has_value());
+  for (const Outcome& outcome : trusted->outcomes) {
+    EXPECT_EQ(outcome.failure, "");
+    EXPECT_EQ(outcome.tokens, 5);
+  }
+  plan.url.host = "127.0.0.1";  // the certificate is of another name
+  ExpectFailure(plan, "tls", "certificate verify failed");
+  plan.url.host = "localhost";
+  plan.ca_file.clear();  // no authority knows it
+  ExpectFailure(plan, "tls", "certificate verify failed");
+  plan.verify = false;
+  const auto unverified = Drive(plan);
+  ASSERT_TRUE(unverified.has_value());
+  for (const Outcome& outcome : unverified->outcomes) EXPECT_EQ(outcome.failure, "");
+  plan.ca_file = (folder.path() / "none.pem").string();
+  EXPECT_FALSE(Drive(plan).has_value());
+  ScriptedServer plain(Chunked({kText, kDone, ""}), 11, true);
+  plan = PlanFor("https://localhost:" + plain.port());
+  plan.connect_timeout = 200ms;
+  ExpectFailure(plan, "connect_timeout");
 }
 
 TEST(LoadClient, NamesWhatWentWrong) {
