@@ -240,7 +240,7 @@ struct Weights {
 Weights WeightsOf(const Session& session) {
   Weights weights;
   for (const auto& rank : session.engine->group().ranks) weights.resident += rank.weight_bytes;
-  weights.step = weights.resident - std::min(weights.resident - 1, FileBytesUnread(session.engine->spec()));
+  weights.step = weights.resident - std::min(weights.resident - 1, UnreadWeightBytes(session.engine->spec()));
   return weights;
 }
 

@@ -13,8 +13,8 @@ namespace {
 
 // Bytes stand for cost: decoding reads each weight once a step.
 PlanModel ModelFacts(const ModelSpec& spec) {
-  const FileWeights weights = FileWeightsOf(spec);
-  const double output = weights.layer > 0 ? static_cast<double>(weights.end) / weights.layer : 0;
+  const ModelWeights weights = ModelWeightsOf(spec);
+  const double output = weights.layer > 0 ? static_cast<double>(weights.output) / weights.layer : 0;
   return {spec.n_layers, spec.context_length, MaxUsefulRanks(spec), output};
 }
 
@@ -26,7 +26,7 @@ std::string Size(uint64_t bytes) {
 
 // What the rank's weights leave of its node's memory.
 Result<uint64_t> RestOf(const NodeFacts& node, const ModelSpec& spec, const RankShare& share) {
-  const uint64_t weights = FileWeightBytes(spec, share);
+  const uint64_t weights = ShareWeightBytes(spec, share);
   if (weights >= node.memory)
     return Fail(Code::kResourceExhausted, reasons::kOutOfMemory,
                 node.name + " has too little memory for its share of the model",

@@ -76,17 +76,18 @@ class Executor {
 // KV bytes of one block (kBlockTokens positions, the layers of the share) on the rank with `share`: how the pool is sized.
 size_t KvBlockBytes(const ModelSpec& spec, const RankShare& share, KvType type);
 
-// Where a model's bytes lie in its file.
-struct FileWeights {
-  uint64_t begin = 0;  // what the first stage has beside its layers
-  uint64_t end = 0;    // what the last one has; where it is the same tensor, a lone stage holds it once
-  bool tied = false;
-  double layer = 0;
+// Where a model's bytes will lie, in the form that they are computed with: what is reckoned with before they are loaded.
+struct ModelWeights {
+  uint64_t embedding = 0;  // the first stage's, beside its layers
+  uint64_t positions = 0;  // the same
+  uint64_t output = 0;     // the last stage's
+  bool tied = false;       // output is the embedding's table: a lone stage holds it once
+  double layer = 0;        // of the mean layer
 };
-FileWeights FileWeightsOf(const ModelSpec& spec);
+ModelWeights ModelWeightsOf(const ModelSpec& spec);
 // What no step has to read: the tables that single rows are looked up in, and the experts that one token leaves out.
-uint64_t FileBytesUnread(const ModelSpec& spec);
-// Of the rank with `share`, by equal layers and slices: what head and worker both reckon its weights by before they are there.
-uint64_t FileWeightBytes(const ModelSpec& spec, const RankShare& share);
+uint64_t UnreadWeightBytes(const ModelSpec& spec);
+// Of the rank with `share`, by equal layers and slices: what head and worker both reckon its weights by.
+uint64_t ShareWeightBytes(const ModelSpec& spec, const RankShare& share);
 
 }  // namespace shoal

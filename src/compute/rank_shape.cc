@@ -5,6 +5,7 @@
 #include "base/checked.h"
 #include "compute/executor.h"
 #include "compute/kernels/attention.h"
+#include "compute/kernels/linear.h"
 
 namespace shoal {
 namespace {
@@ -67,34 +68,57 @@ uint64_t FileBytes(const TensorRef& tensor) {
   return tensor ? tensor.row_bytes * static_cast<uint64_t>(tensor.rows) * static_cast<uint64_t>(tensor.matrices) : 0;
 }
 
+uint64_t PackedBytes(const TensorRef& tensor) {
+  const double ratio = kernels::PackedRatio(static_cast<kernels::WeightType>(tensor.type));
+  return static_cast<uint64_t>(static_cast<double>(FileBytes(tensor)) * ratio);
+}
+
+uint64_t PackedExperts(const LayerSpec& layer) {
+  return PackedBytes(layer.gate_experts) + PackedBytes(layer.up_experts) + PackedBytes(layer.down_experts);
+}
+
+// What packing adds to a layer's matrices; takes away, where it is less than 0.
+double AddedByPacking(const LayerSpec& layer) {
+  double added = 0;
+  for (const TensorRef* matrix :
+       {&layer.q.weight, &layer.k.weight, &layer.v.weight, &layer.o.weight, &layer.gate.weight, &layer.up.weight,
+        &layer.down.weight, &layer.shared_gate.weight, &layer.shared_up.weight, &layer.shared_down.weight,
+        &layer.router, &layer.gate_experts, &layer.up_experts, &layer.down_experts})
+    added += static_cast<double>(PackedBytes(*matrix)) - static_cast<double>(FileBytes(*matrix));
+  return added;
+}
+
 }  // namespace
 
-FileWeights FileWeightsOf(const ModelSpec& spec) {
-  FileWeights weights{.begin = FileBytes(spec.embedding) + FileBytes(spec.positions),
-                      .end = FileBytes(spec.output.weight)};
-  weights.tied = spec.output.weight.tensor == spec.embedding.tensor;
-  const uint64_t ends = weights.begin + (weights.tied ? 0 : weights.end);
-  weights.layer = static_cast<double>(spec.tensor_bytes - std::min(ends, spec.tensor_bytes)) / spec.n_layers;
+ModelWeights ModelWeightsOf(const ModelSpec& spec) {
+  ModelWeights weights{.embedding = FileBytes(spec.embedding),
+                       .positions = FileBytes(spec.positions),
+                       .output = PackedBytes(spec.output.weight),
+                       .tied = spec.output.weight.tensor == spec.embedding.tensor};
+  const uint64_t ends = weights.embedding + weights.positions + (weights.tied ? 0 : FileBytes(spec.output.weight));
+  double layers = static_cast<double>(spec.tensor_bytes - std::min(ends, spec.tensor_bytes));
+  for (const LayerSpec& layer : spec.layers) layers += AddedByPacking(layer);
+  weights.layer = layers / spec.n_layers;
   return weights;
 }
 
-uint64_t FileBytesUnread(const ModelSpec& spec) {
-  const FileWeights ends = FileWeightsOf(spec);
-  uint64_t bytes = ends.tied ? FileBytes(spec.positions) : ends.begin;
+uint64_t UnreadWeightBytes(const ModelSpec& spec) {
+  const ModelWeights weights = ModelWeightsOf(spec);
+  uint64_t bytes = weights.positions + (weights.tied ? 0 : weights.embedding);
   if (!spec.mixture()) return bytes;
   for (const LayerSpec& layer : spec.layers)
-    for (const TensorRef* experts : {&layer.gate_experts, &layer.up_experts, &layer.down_experts})
-      bytes += FileBytes(*experts) / static_cast<uint64_t>(spec.n_experts) *
-               static_cast<uint64_t>(spec.n_experts - spec.n_experts_used);
+    bytes += PackedExperts(layer) / static_cast<uint64_t>(spec.n_experts) *
+             static_cast<uint64_t>(spec.n_experts - spec.n_experts_used);
   return bytes;
 }
 
-uint64_t FileWeightBytes(const ModelSpec& spec, const RankShare& share) {
-  const FileWeights weights = FileWeightsOf(spec);
+uint64_t ShareWeightBytes(const ModelSpec& spec, const RankShare& share) {
+  const ModelWeights weights = ModelWeightsOf(spec);
   const bool first = share.first_layer == 0, last = share.last_layer == spec.n_layers;
   double bytes = weights.layer * (share.last_layer - share.first_layer);
-  if (first) bytes += static_cast<double>(weights.begin);
-  if (last && !(first && weights.tied)) bytes += static_cast<double>(weights.end);
+  if (first) bytes += static_cast<double>(weights.positions);
+  if (first && !(last && weights.tied)) bytes += static_cast<double>(weights.embedding);
+  if (last) bytes += static_cast<double>(weights.output);
   return static_cast<uint64_t>(bytes / kSlices * share.slices.size());
 }
 

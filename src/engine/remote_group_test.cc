@@ -284,7 +284,7 @@ Result<std::unique_ptr<Group>> LoadOn(const Model& model, uint64_t memory) {
 TEST(Worker, LendsNoMoreThanItSaid) {
   const Model model;
   const ShardPlan plan = model.Plan({1});
-  const uint64_t needed = FileWeightBytes(model.spec, plan.ranks[0]) +
+  const uint64_t needed = ShareWeightBytes(model.spec, plan.ranks[0]) +
                           KvBlockBytes(model.spec, plan.ranks[0], plan.kv_type) * static_cast<uint64_t>(plan.kv_blocks);
   EXPECT_TRUE(LoadOn(model, needed).has_value());
   for (const uint64_t memory : {needed - 1, uint64_t{1}}) {

@@ -123,7 +123,7 @@ void Worker::SetDeadline(Deadline deadline) {
 // A head that is right asks for no more than was lent, by the same reckoning.
 Status Worker::CheckLent(const ModelSpec& spec, const ShardPlan& plan, uint32_t rank) const {
   const RankShare& share = plan.ranks[rank];
-  const uint64_t weights = FileWeightBytes(spec, share);
+  const uint64_t weights = ShareWeightBytes(spec, share);
   const auto cache =
       CheckedMul<uint64_t>(KvBlockBytes(spec, share, plan.kv_type), static_cast<uint64_t>(plan.kv_blocks));
   if (cache && weights <= options_.memory && *cache <= options_.memory - weights) return {};

@@ -392,6 +392,23 @@ TEST_P(Exact, LogitsDoNotDependOnTheBatch) {
   }
 }
 
+// What memory is planned with before a model is loaded is what it takes then, whatever its types become when they are packed.
+TEST(Resident, WeightsAreWhatWasReckoned) {
+  for (const char* type : {"q2_k", "q3_k_m", "q4_k_m", "q6_k", "q8_0", "f16"}) {
+    const auto path = SharedPath(std::string("golden/quant/llama-d256-") + type + ".gguf");
+    SHOAL_REQUIRE_SHARED(path);
+    const auto model = OpenModel(path);
+    ASSERT_NE(model.file, nullptr);
+    FileSource source(model.file);
+    GoldenGroup group(model.spec, source, {{0, kSlices}}, 1, 1);
+    const RankShare whole{{0, kSlices}, 0, model.spec.n_layers};
+    EXPECT_NEAR(static_cast<double>(ShareWeightBytes(model.spec, whole)) /
+                    static_cast<double>(group.executor(0).weight_bytes()),
+                1, 0.02)
+        << type;
+  }
+}
+
 // A rank keeps its share of the weights and little else.
 TEST(Resident, WeightsAreTheShare) {
   const auto path = SharedPath("models/llama-stories3M/stories3M-q8_0.gguf");

@@ -125,6 +125,9 @@ struct TypeInfo {
 // Null for a type this build cannot compute with.
 const TypeInfo* FindType(WeightType type);
 
+// Bytes of the packed form over those of the file's; 1 for a type without one.
+double PackedRatio(WeightType type);
+
 // Widens one row (or a run of blocks) to f32; the definition that every packed form must agree with.
 void Dequantize(WeightType type, const std::byte* blocks, int64_t columns, float* out);
 

@@ -531,6 +531,7 @@ TEST_P(Linear, PackedIsNotMuchLargerThanTheSource) {
   const double ratio = static_cast<double>(matrix.resident_bytes()) / static_cast<double>(source.bytes.size());
   const bool wider = GetParam() == WeightType::kQ2_K || GetParam() == WeightType::kQ3_K;  // 2 and 3 bits lie in nibbles
   EXPECT_LE(ratio, wider ? 2.1 : 1.05);
+  EXPECT_NEAR(PackedRatio(GetParam()), ratio, 0.005);
   RecordProperty("ratio", std::to_string(ratio));
 }
 

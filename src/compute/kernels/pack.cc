@@ -332,6 +332,14 @@ size_t PanelBytes(WeightType type, int64_t first, int64_t last) {
 
 }  // namespace
 
+double PackedRatio(WeightType type) {
+  const TypeInfo* info = FindType(type);
+  if (info == nullptr) return 1;
+  constexpr int64_t kColumns = 4096;  // whole blocks of every type; enough of them that rounding does not show
+  const size_t blocks = kColumns / static_cast<size_t>(info->block_columns) * info->block_bytes;
+  return static_cast<double>(PanelBytes(type, 0, kColumns)) / static_cast<double>(blocks * kPanelRows);
+}
+
 Panels::Panels(Panels&& other) noexcept { *this = std::move(other); }
 
 Panels& Panels::operator=(Panels&& other) noexcept {
