@@ -174,6 +174,8 @@ class Shoal:
         int8 = self.int8.get(total, 0) if blocks else 0
         if generate > 1:
             figures["decode"] = read["decode_tokens_per_s"]
+            if figures["decode"] is None:
+                raise Failed("the sequences never decoded all at once")
         if prompt > BATCH_PROMPT:
             figures["prefill"] = read["prefill_tokens_per_s"]
         if read["step_bytes"] > BEYOND_CACHES:

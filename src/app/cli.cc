@@ -168,7 +168,8 @@ void AddBench(CLI::App& app, BenchFlags& flags, Action& action) {
       ->check(Between(1e-6, 1e6));
   AddKvType(command, flags.engine.kv_type);
   AddOverlap(command, flags.engine.overlap);
-  Flag(command, "--sequences", flags.sequences, "sequences decoding at once; several numbers are tried in turn")
+  command->add_option("--sequences", flags.sequences, "sequences decoding at once; several numbers are tried in turn")
+      ->envname("SHOAL_BENCH_SEQUENCES")  // SHOAL_SEQUENCES is one number
       ->delimiter(',')
       ->check(CLI::Range(1, limits::kMaxStepSequences))
       ->default_str("1,4,16");
@@ -280,7 +281,9 @@ class FileBehindVariables : public CLI::ConfigTOML {
       if (item.parents.size() != 1) return false;
       const auto commands =
           app_.get_subcommands([&](const CLI::App* one) { return one->get_name() == item.parents[0]; });
-      const CLI::Option* option = commands.empty() ? nullptr : commands[0]->get_option_no_throw("--" + item.name);
+      const CLI::Option* option = nullptr;
+      for (const char* const dashes : {"--", "-", ""})  // as the parser looks a key up
+        if (option == nullptr && !commands.empty()) option = commands[0]->get_option_no_throw(dashes + item.name);
       const char* value = option == nullptr ? nullptr : std::getenv(option->get_envname().c_str());
       return value != nullptr && *value != '\0';
     });

@@ -86,7 +86,7 @@ struct ModelWeights {
 };
 ModelWeights ModelWeightsOf(const ModelSpec& spec);
 // What no step has to read: the tables that single rows are looked up in, and the experts that one token leaves out.
-uint64_t UnreadWeightBytes(const ModelSpec& spec);
+uint64_t UnreadWeightBytes(const ModelSpec& spec, int stages);
 // Of the rank with `share`, by equal layers and slices: what head and worker both reckon its weights by.
 uint64_t ShareWeightBytes(const ModelSpec& spec, const RankShare& share);
 

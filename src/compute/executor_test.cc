@@ -9,12 +9,12 @@
 #include <thread>
 #include <utility>
 
-#include "comm/forwarding_collective.h"
 #include "comm/local.h"
 #include "core/reasons.h"
 #include "model/file_source.h"
 #include "model/gguf.h"
 #include "model/spec_reader.h"
+#include "tests/support/forwarding_collective.h"
 #include "tests/support/shared.h"
 #include "tests/support/tiny_model.h"
 

@@ -10,7 +10,6 @@
 #include <optional>
 #include <thread>
 
-#include "comm/forwarding_collective.h"
 #include "comm/local.h"
 #include "compute/executor.h"
 #include "compute/parts.h"
@@ -18,6 +17,7 @@
 #include "model/file_source.h"
 #include "model/gguf.h"
 #include "model/spec_reader.h"
+#include "tests/support/forwarding_collective.h"
 #include "tests/support/shared.h"
 #include "tests/support/tiny_model.h"
 

@@ -21,6 +21,8 @@ Error ErrorOf(std::exception_ptr exception) {
     return MakeError(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
   } catch (const std::exception& e) {
     return MakeError(Code::kInternal, reasons::kInternal, "a step cannot be computed", e.what());
+  } catch (...) {
+    return MakeError(Code::kInternal, reasons::kInternal, "a step cannot be computed");
   }
 }
 
@@ -45,11 +47,15 @@ void Program::AddMeeting(Partners partners, Meeting meeting) {
   steps_.push_back({.meeting = std::move(guarded), .partners = partners});
 }
 
-void Program::RunGuarded(const Operation& operation, int ith, int nth) {
+void Program::RunGuarded(const Operation& operation, int ith, int nth) noexcept {
   try {
     operation(ith, nth);
   } catch (...) {
-    failure_.Set(ErrorOf(std::current_exception()));
+    try {
+      failure_.Set(ErrorOf(std::current_exception()));
+    } catch (...) {  // not even enough memory to say so
+      failure_.Set({Code::kResourceExhausted, reasons::kOutOfMemory, {}, {}, {}});
+    }
   }
 }
 

@@ -107,7 +107,7 @@ class Program {
     Partners partners = Partners::kStage;
   };
   class Turn;
-  void RunGuarded(const Operation& operation, int ith, int nth);
+  void RunGuarded(const Operation& operation, int ith, int nth) noexcept;
   // From step `at` up to the next meeting, the end or a failure; where that is.
   size_t RunToMeeting(size_t at, int rows);
 

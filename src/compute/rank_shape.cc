@@ -102,9 +102,9 @@ ModelWeights ModelWeightsOf(const ModelSpec& spec) {
   return weights;
 }
 
-uint64_t UnreadWeightBytes(const ModelSpec& spec) {
+uint64_t UnreadWeightBytes(const ModelSpec& spec, int stages) {
   const ModelWeights weights = ModelWeightsOf(spec);
-  uint64_t bytes = weights.positions + (weights.tied ? 0 : weights.embedding);
+  uint64_t bytes = weights.positions + (weights.tied && stages == 1 ? 0 : weights.embedding);
   if (!spec.mixture()) return bytes;
   for (const LayerSpec& layer : spec.layers)
     bytes += PackedExperts(layer) / static_cast<uint64_t>(spec.n_experts) *

@@ -44,6 +44,7 @@ inline constexpr int kMaxPromptsPerRequest = 64;
 inline constexpr int kMaxChoices = 16;  // n; a huge n was an out-of-memory attack elsewhere
 inline constexpr int kMaxStops = 16;
 inline constexpr size_t kMaxStopBytes = 1024;
+inline constexpr size_t kMaxCacheSaltBytes = 1024;
 inline constexpr int kMaxLogitBias = 1024;
 inline constexpr int kMaxLogprobs = 20;
 inline constexpr size_t kMaxQueuedRequests = 512;

@@ -1,8 +1,10 @@
 // What: one rank: it carries out StepPlans on its shard. It keeps each sequence's tokens and block table; the plan brings
 // only what is new, drawn tokens too: the head alone decides what a sequence's tokens are.
 // Owns: the executor (weights, KV cache) and the sequences' state. Borrows the collectives.
-// Threads: one.
-// Limits: kMaxStepRows rows and kMaxStepSequences sequences a step.
+// Threads: one calls it. The executor's threads draw: each sequence of a step is one thread's (LayOut refuses one that appears
+// twice), and nothing else of the rank changes meanwhile.
+// Limits: kMaxStepRows rows and kMaxStepSequences sequences a step; a thread that draws keeps some 20 bytes for each entry of the
+// vocabulary.
 // Fails: a plan that contradicts what the rank holds is kBadFrame and computes nothing; collective and executor errors pass
 // through. After an error the rank's state is not to be used again.
 // Reads next: compute/executor.h, core/step.h.

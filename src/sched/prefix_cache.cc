@@ -17,8 +17,8 @@ uint64_t Mix(uint64_t x) {
 }
 
 uint64_t HashOf(uint64_t before, std::string_view tenant, std::span<const TokenId> tokens) {
-  uint64_t hash = Mix(before + 0x9e3779b97f4a7c15ull);
-  if (before == 0) hash = Mix(hash ^ std::hash<std::string_view>{}(tenant));
+  // The tenant in every block: who does not know another's cannot make blocks that fall into the same place.
+  uint64_t hash = Mix(Mix(before + 0x9e3779b97f4a7c15ull) ^ std::hash<std::string_view>{}(tenant));
   for (const TokenId token : tokens) hash = Mix(hash + static_cast<uint32_t>(token) + 0x9e3779b97f4a7c15ull);
   return hash;
 }

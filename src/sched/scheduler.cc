@@ -198,17 +198,23 @@ PrefixCache::Match Scheduler::FindPrefix(const Sequence& sequence) const {
   return cache_.Find(sequence.request.tenant, sequence.tokens, (sequence.total() - 1) / limits::kBlockTokens);
 }
 
-// A running sequence is about to compute the block behind the `known` ones: to wait for it is to compute it once.
+// A running sequence is about to compute the block behind the `known` ones: to wait for it is to compute it once. Not with
+// several stages, where the line must not stand while a prompt goes through them piece by piece.
 bool Scheduler::ComesSoon(const Sequence& sequence, size_t known) const {
   constexpr size_t kBlock = limits::kBlockTokens;
   const size_t end = (known + 1) * kBlock;
-  if (!options_.prefix_cache || WantsPromptLogprobs(sequence) || end >= sequence.tokens.size()) return false;
+  if (!options_.prefix_cache || options_.steps_at_once > 1 || WantsPromptLogprobs(sequence) ||
+      end >= sequence.tokens.size())
+    return false;
+  const auto same = [&sequence](const Sequence& other, size_t first, size_t last) {
+    return std::ranges::equal(std::span(sequence.tokens).subspan(first, last - first),
+                              std::span(other.tokens).subspan(first, last - first));
+  };
   return std::ranges::any_of(running_, [&](const auto& entry) {
     const Sequence& other = *entry.second;
     return !other.ending && !other.place.lost && other.tokens.size() >= end && other.computed < static_cast<int>(end) &&
-           other.request.tenant == sequence.request.tenant &&
-           std::equal(sequence.tokens.begin(), sequence.tokens.begin() + static_cast<std::ptrdiff_t>(end),
-                      other.tokens.begin());
+           other.request.tenant == sequence.request.tenant && same(other, end - kBlock, end) &&
+           same(other, 0, end - kBlock);
   });
 }
 

@@ -9,7 +9,7 @@
 //   1. endings: cancelled and stopped sequences give their blocks back;
 //   2. running sequences take rows; one row stays reserved for every running sequence behind, so that each
 //   moves in each step;
-//   3. waiting sequences are admitted, strictly in arrival order;
+//   3. waiting sequences are admitted, strictly in arrival order, unless their prefix is just being computed;
 //   4. with nothing to compute, a prompt in flight goes on (see below).
 // A new feature is a new field or a new pass.
 //
@@ -17,7 +17,9 @@
 // sequence that is admitted takes the blocks of its longest known prefix and begins behind them; at least one token is left
 // to compute, from whose row the next one is drawn. Such a block is full and thus never written again; it may be held by
 // several sequences, and is kept when nobody holds it, until its place is needed. Only what was applied is remembered: a
-// step in flight can still fail. A pre-empted sequence finds its own blocks again, if they are not taken.
+// step in flight can still fail. A pre-empted sequence finds its own blocks again, if they are not taken. With one step in
+// flight the head of the line waits while a running sequence is about to compute the block that it needs next: the prompt of
+// several choices, or one that several clients begin with, is computed once.
 //
 // When blocks run out, the youngest running sequence is pre-empted for an older one: its tokens are kept, its
 // blocks are not, and it returns to its place in the line (before everything that arrived later), to be
@@ -45,7 +47,7 @@
 // Owns: the requests, their tokens, the block pool.
 // Threads: none; the owner's. Pure: no clock, no log, no randomness. The same calls give the same plans.
 // Limits: SchedulerOptions. Add, Cancel, Finish: O(log n); Schedule, Apply: O(rows + log n) per sequence in the
-// step.
+// step; an admission besides compares a block with each running sequence, and a prefix with those that have that block.
 // Fails: Add refuses by value; Apply refuses a result that does not answer the oldest step in flight, changing
 // nothing.
 // Reads next: core/step.h, sched/block_pool.h, sched/admission.h, tests/scenario/README.md.

@@ -103,7 +103,7 @@ Status ReadFields(const Json& object, const ModelContext& context, CompletionBod
       .Object("stream_options",
               [&](FieldReader& options) { return options.Bool("include_usage", body.include_usage).status(); })
       .String("user", limits::kMaxModelNameBytes, user)
-      .String("cache_salt", limits::kMaxStopBytes, body.common.tenant)
+      .String("cache_salt", limits::kMaxCacheSaltBytes, body.common.tenant)
       .String("suffix", limits::kMaxBodyBytes, suffix)
       // Other servers' fields, without a meaning here; what was an attack there is refused all the same.
       .Integer("n_keep", {0, kAny}, ignored)

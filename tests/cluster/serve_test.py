@@ -134,12 +134,17 @@ def exit_codes():
             got = run("run", MODEL, "-p", "x", "--config", config.name).returncode
             assert got == code, f"{text!r}: exit {got}"
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
-        config.write("[run]\ntokens = 3\ntemp = 0\n[bench]\nrounds = 1\n")
-        config.flush()
         given = ["run", MODEL, "-p", "x", "--ignore-eos", "--json", "--config", config.name]
         ids = lambda *flags, **variables: len(json.loads(run(*given, *flags, env=variables, check=0).stdout)["ids"])
-        lengths = ids(), ids(SHOAL_TOKENS="5"), ids("-n", "7", SHOAL_TOKENS="5"), ids(SHOAL_TOKENS="")
-        assert lengths == (3, 5, 7, 3), f"a flag, then a variable, then the file: {lengths}"
+        for key in ("tokens", "n"):
+            config.seek(0)
+            config.truncate()
+            config.write(f"[run]\n{key} = 3\ntemp = 0\n[inspect]\nmodel = \"/nonexistent.gguf\"\n")
+            config.flush()
+            lengths = ids(), ids(SHOAL_TOKENS="5"), ids("-n", "7", SHOAL_TOKENS="5"), ids(SHOAL_TOKENS="")
+            assert lengths == (3, 5, 7, 3), f"a flag, then a variable, then the file: {key} {lengths}"
+        assert run("inspect", "--config", config.name).returncode == 4
+        assert run("inspect", "--config", config.name, env={"SHOAL_MODEL": str(MODEL)}).returncode == 0
     with Process("serve", MODEL, "--wait-for", "1", "--token-file", "/nonexistent/token", "--cluster-port", "0") as head:
         assert head.child.wait(20) == 3
     assert run("--help").returncode == 0

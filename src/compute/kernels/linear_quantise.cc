@@ -73,7 +73,11 @@ HWY_EXPORT(QuantiseTarget);
 HWY_EXPORT(NameTarget);
 void Quantise(const QuantiseJob& job) { HWY_DYNAMIC_DISPATCH(QuantiseTarget)(job); }
 const char* NameOfTarget() { return HWY_DYNAMIC_DISPATCH(NameTarget)(); }
-int64_t UsableTargets() { return hwy::SupportedTargets() & HWY_TARGETS; }
+int64_t UsableTargets() {
+  // The portable fallback only where there is nothing else: attention and norms would not follow it.
+  const int64_t all = hwy::SupportedTargets() & HWY_TARGETS, real = all & ~int64_t{HWY_EMU128 | HWY_SCALAR};
+  return real != 0 ? real : all;
+}
 
 }  // namespace shoal::kernels::linear
 #endif

@@ -1,5 +1,4 @@
-// What: for tests: a collective that hands every call to another; a test derives from it and changes what it is about. Header
-// only; no product code includes it.
+// What: a collective that hands every call to another; a test derives from it and changes what it is about.
 // Owns: nothing: the other outlives it.
 // Threads: as the other's.
 // Reads next: comm/collective.h.
