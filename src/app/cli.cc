@@ -35,6 +35,12 @@ std::string Variable(const std::string& flag) {
   return name;
 }
 
+// What a variable is set to; null where it is not, or to nothing.
+const char* ValueOf(const std::string& variable) {
+  const char* value = std::getenv(variable.c_str());
+  return value != nullptr && *value != '\0' ? value : nullptr;
+}
+
 // Every flag has a variable SHOAL_<NAME> and a key of that name in the command's section of the configuration file.
 template <class... Args>
 CLI::Option* Flag(CLI::App* command, const std::string& names, Args&&... args) {
@@ -265,9 +271,7 @@ bool IsTyped(const CLI::App& app, const std::string& message, int argc, char** a
 std::string RefusedVariable(const CLI::App& app) {
   for (const CLI::App* command : app.get_subcommands())
     for (const CLI::Option* option : command->get_options())
-      if (const char* value = std::getenv(option->get_envname().c_str());
-          value != nullptr && *value != '\0' && option->count() == 0)
-        return option->get_envname();
+      if (ValueOf(option->get_envname()) != nullptr && option->count() == 0) return option->get_envname();
   return {};
 }
 
@@ -284,8 +288,7 @@ class FileBehindVariables : public CLI::ConfigTOML {
       const CLI::Option* option = nullptr;
       for (const char* const dashes : {"--", "-", ""})  // as the parser looks a key up
         if (option == nullptr && !commands.empty()) option = commands[0]->get_option_no_throw(dashes + item.name);
-      const char* value = option == nullptr ? nullptr : std::getenv(option->get_envname().c_str());
-      return value != nullptr && *value != '\0';
+      return option != nullptr && ValueOf(option->get_envname()) != nullptr;
     });
     return read;
   }
@@ -365,8 +368,7 @@ int Main(int argc, char** argv) {
     app.exit(error);
     return IsTyped(app, error.what(), argc, argv) ? kExitUsage : kExitConfig;
   }
-  if (const char* kernel = std::getenv("SHOAL_KERNEL");
-      kernel != nullptr && *kernel != '\0' && !kernels::UseTarget(kernel)) {
+  if (const char* kernel = ValueOf("SHOAL_KERNEL"); kernel != nullptr && !kernels::UseTarget(kernel)) {
     std::string names;
     for (const std::string_view name : kernels::TargetNames()) names += std::format(" {}", name);
     std::fprintf(stderr, "shoal: there are no kernels for SHOAL_KERNEL=%s here; this machine can use%s\n", kernel,

@@ -14,15 +14,19 @@ namespace {
 // Multiplications that take one thread some microseconds: below that, waking another costs more than it saves.
 constexpr int64_t kWorthSharing = 1 << 18;
 
-Error ErrorOf(std::exception_ptr exception) {
+Error ErrorOf(std::exception_ptr exception) noexcept {
   try {
-    std::rethrow_exception(exception);
-  } catch (const std::bad_alloc&) {
-    return MakeError(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
-  } catch (const std::exception& e) {
-    return MakeError(Code::kInternal, reasons::kInternal, "a step cannot be computed", e.what());
-  } catch (...) {
-    return MakeError(Code::kInternal, reasons::kInternal, "a step cannot be computed");
+    try {
+      std::rethrow_exception(exception);
+    } catch (const std::bad_alloc&) {
+      return MakeError(Code::kResourceExhausted, reasons::kOutOfMemory, "not enough memory for this step");
+    } catch (const std::exception& e) {
+      return MakeError(Code::kInternal, reasons::kInternal, "a step cannot be computed", e.what());
+    } catch (...) {
+      return MakeError(Code::kInternal, reasons::kInternal, "a step cannot be computed");
+    }
+  } catch (...) {  // not even enough memory to say so
+    return {Code::kResourceExhausted, reasons::kOutOfMemory, {}, {}, {}};
   }
 }
 
@@ -51,11 +55,7 @@ void Program::RunGuarded(const Operation& operation, int ith, int nth) noexcept 
   try {
     operation(ith, nth);
   } catch (...) {
-    try {
-      failure_.Set(ErrorOf(std::current_exception()));
-    } catch (...) {  // not even enough memory to say so
-      failure_.Set({Code::kResourceExhausted, reasons::kOutOfMemory, {}, {}, {}});
-    }
+    failure_.Set(ErrorOf(std::current_exception()));
   }
 }
 
